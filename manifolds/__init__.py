@@ -1,0 +1,10 @@
+"""The geometry of manifolds of minimizers: limit maps, projectors, returns and third-derivative contractions.
+
+Knows losses and metrics; knows no optimizer, no noise and no time.
+"""
+
+from .geometry import contract_third, limit, limit_map, project, projector, return_to_manifold, second_derivative
+from .limit_map import LimitPoint, ManifoldError
+from .losses import AbstractLoss, LeastSquaresLoss, ScalarLoss
+from .metrics import AbstractMetric, Dense, Diagonal, Identity, as_metric
+from .sympy_loss import sympy_function

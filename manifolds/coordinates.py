@@ -1,0 +1,100 @@
+"""The flat chart x in R^p of a parameter pytree: everything geometric works on flat vectors."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The chart between a pytree of floating arrays and R^p.
+
+    `ravel` concatenates the array leaves in the order of `jax.flatten_util.ravel_pytree`; `unravel` inverts it
+    and keeps any leading axes, so that a stack of points (paths, T, p) becomes leaves (paths, T, ...). Leaves that
+    are not arrays (the activation function inside an Equinox module) are carried along unchanged.
+
+    Hashable, so that compiled functions are reused between calls.
+
+    Example:
+        >>> chart = Coordinates.of({"w": jnp.ones((2, 3)), "b": jnp.zeros(2)})
+        >>> chart.size, chart.unravel(jnp.arange(8.0))["w"].shape
+        (8, (2, 3))
+    """
+
+    treedef: Any
+    static: tuple[Any, ...]  # the leaf itself where it is no array, None where it is one
+    shapes: tuple[tuple[int, ...] | None, ...]
+
+    @classmethod
+    def of(cls, params: PyTree) -> "Coordinates":
+        """The chart of `params`; ValueError on integer, complex, mixed-precision or missing arrays."""
+        leaves, treedef = jtu.tree_flatten(params)
+        check_parameters(params)
+        arrays = [eqx.is_array(leaf) or isinstance(leaf, np.ndarray) for leaf in leaves]
+        return cls(
+            treedef,
+            tuple(None if a else leaf for a, leaf in zip(arrays, leaves, strict=True)),
+            tuple(tuple(leaf.shape) if a else None for a, leaf in zip(arrays, leaves, strict=True)),
+        )
+
+    @property
+    def size(self) -> int:
+        """p, the number of parameters."""
+        return sum(int(np.prod(shape)) for shape in self.shapes if shape is not None)
+
+    def unravel(self, x: Float[Array, "*batch p"]) -> PyTree:
+        """The pytree whose array leaves are slices of x, with x's leading axes in front."""
+        return jtu.tree_unflatten(self.treedef, self._leaves(x, self.static))
+
+    def unravel_arrays(self, x: Float[Array, "*batch p"]) -> PyTree:
+        """Like `unravel`, with None where a leaf is no array: the form of gradients and of optimizer states."""
+        return jtu.tree_unflatten(self.treedef, self._leaves(x, (None,) * len(self.static)))
+
+    def _leaves(self, x: Float[Array, "*batch p"], static: tuple[Any, ...]) -> list[Any]:
+        leaves, start = [], 0
+        for other, shape in zip(static, self.shapes, strict=True):
+            if shape is None:
+                leaves.append(other)
+                continue
+            stop = start + int(np.prod(shape))
+            leaves.append(x[..., start:stop].reshape(x.shape[:-1] + shape))
+            start = stop
+        return leaves
+
+
+def ravel(tree: PyTree) -> Float[Array, " p"]:
+    """The array leaves of `tree`, flattened and concatenated."""
+    leaves = [leaf for leaf in jtu.tree_leaves(tree) if eqx.is_array(leaf) or isinstance(leaf, np.ndarray)]
+    xp = np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp  # NumPy in, NumPy out: keeps float64
+    return xp.concatenate([xp.ravel(leaf) for leaf in leaves]) if leaves else jnp.zeros(0)
+
+
+def check_parameters(params: PyTree) -> None:
+    """ValueError unless the array leaves of `params` are floating, of one dtype, and at least one exists."""
+    dtypes: dict[str, str] = {}
+    for path, leaf in jtu.tree_flatten_with_path(params)[0]:
+        name = "params" + jtu.keystr(path)
+        if isinstance(leaf, (int, float, complex)) and not isinstance(leaf, bool):
+            raise ValueError(
+                f"{name} is the Python number {leaf!r}. Make it an array (jnp.asarray({float(abs(leaf))})) if it is a "
+                "parameter, or a static field of its module if it is a constant."
+            )
+        if not (eqx.is_array(leaf) or isinstance(leaf, np.ndarray)):
+            continue
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"{name} has dtype {leaf.dtype}. Parameters must be floating arrays: convert it, or keep it out of "
+                "params (close over it in the loss)."
+            )
+        dtypes[name] = str(leaf.dtype)
+    if not dtypes:
+        raise ValueError(f"params has no array leaves: {jax.tree.structure(params)}.")
+    if len(set(dtypes.values())) > 1:
+        listing = ", ".join(f"{name}: {dtype}" for name, dtype in dtypes.items())
+        raise ValueError(f"params mixes precisions ({listing}). Cast every leaf to one floating dtype.")

@@ -1,0 +1,181 @@
+"""The public functions of the geometry: pytrees in, pytrees out, errors on bad input, double precision by default.
+
+Each takes `loss`, a function of params or an `AbstractLoss`; `x`, the params; and `metric`, anything that `as_metric`
+understands (None is the Euclidean metric).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from . import second_order
+from .coordinates import Coordinates, ravel
+from .limit_map import LimitPoint, ManifoldError, check_limit, limit_point
+from .losses import AbstractLoss, ScalarLoss
+from .metrics import AbstractMetric, as_metric
+from .precision import in_working_precision, is_traced
+from .return_map import gauss_newton_return
+
+Loss = AbstractLoss | Callable[[PyTree], Any]
+
+
+@in_working_precision
+def limit(loss: Loss, x: PyTree, metric: Any = None, *, rank: int | None = None, **options: Any) -> LimitPoint:
+    """Φ_S(x) with its report: distance travelled, residual, rank and spectrum found (a `LimitPoint`).
+
+    Raises `ManifoldError` (a ValueError) if the flow does not converge, ends at a saddle, or the rank is unclear.
+
+    Example:
+        >>> found = limit(lambda x: 0.25 * (x @ x - 1) ** 2, jnp.array([2.0, 0.0]))
+        >>> found.rank, found.distance
+        (array(1), array(1.))
+    """
+    loss, x, metric, _ = _on_coordinates(loss, x, metric)
+    found = _limit_point(loss, x, metric, None if rank is None else jnp.asarray(rank), **options)
+    if not is_traced(found):
+        check_limit(found, "x")
+    return found
+
+
+@in_working_precision
+def limit_map(loss: Loss, x: PyTree, metric: Any = None, *, rank: int | None = None, **options: Any) -> PyTree:
+    """Φ_S(x) = lim_{t→∞} of the preconditioned gradient flow ẋ = −S ∇L(x): the point of Γ where it ends.
+
+    Args:
+        loss: params -> scalar, or an `AbstractLoss`.
+        x: params; any start in the basin of Γ.
+        metric: S (see `as_metric`); None for the Euclidean flow.
+        rank: the rank of ∇²L on Γ; found from the spectrum if None.
+        options: `rtol=1e-8` (relative error of a step of the flow), `max_steps=10_000`.
+
+    Returns: a pytree like x, on Γ to rounding. Differentiable in forward mode (jax.jvp, jax.jacfwd).
+    Raises: `ManifoldError` (a ValueError), see `limit`.
+
+    Example:
+        >>> limit_map(lambda x: 0.25 * (x @ x - 1) ** 2, jnp.array([2.0, 0.0]))
+        array([1., 0.])
+    """
+    loss, x, metric, chart = _on_coordinates(loss, x, metric)
+    found = _limit_point(loss, x, metric, None if rank is None else jnp.asarray(rank), **options)
+    if not is_traced(found):
+        check_limit(found, "x")
+    return chart.unravel(found.point)
+
+
+@in_working_precision
+def return_to_manifold(loss: Loss, x: PyTree, metric: Any = None, *, rank: int | None = None) -> PyTree:
+    """The Gauss–Newton return to Γ in the metric S: x ← x − S^½(H')⁺S^½∇L(x) until it converges.
+
+    Agrees with Φ_S in the first derivative on Γ, and in the second on tangent vectors, at a fraction of its cost.
+    Raises `ManifoldError` where it does not converge.
+
+    Example:
+        >>> return_to_manifold(lambda x: 0.25 * (x @ x - 1) ** 2, jnp.array([1.1, 0.0]))
+        array([1., 0.])
+    """
+    loss, x, metric, chart = _on_coordinates(loss, x, metric)
+    returned = _return(loss, x, metric, None if rank is None else jnp.asarray(rank))
+    if not is_traced(returned) and not bool(returned.converged):
+        raise ManifoldError("The Gauss–Newton return from x did not converge: x is too far from Γ. Use limit_map.")
+    return chart.unravel(returned.point)
+
+
+@in_working_precision
+def project(loss: Loss, x: PyTree, metric: Any, w: PyTree) -> PyTree:
+    """Π w, Π = ∂Φ_S(x) at x on Γ: the oblique projection on the tangent space along S·(normal space).
+
+    Example:
+        >>> project(lambda x: 0.25 * (x @ x - 1) ** 2, jnp.array([1.0, 0.0]), None, jnp.array([1.0, 1.0]))
+        array([0., 1.])
+    """
+    loss, x, metric, chart = _on_coordinates(loss, x, metric)
+    return chart.unravel_arrays(loss.normal_space(x, metric).project(ravel(w)))
+
+
+@in_working_precision
+def projector(loss: Loss, x: PyTree, metric: Any = None) -> Float[Array, "p p"]:
+    """Π = S^½ Q0 S^-½ as a (p, p) matrix in flat coordinates, at x on Γ.
+
+    Example:
+        >>> projector(lambda x: 0.25 * (x @ x - 1) ** 2, jnp.array([1.0, 0.0])).round(12)
+        array([[0., 0.],
+               [0., 1.]])
+    """
+    loss, x, metric, chart = _on_coordinates(loss, x, metric)
+    return loss.normal_space(x, metric).project(jnp.eye(chart.size, dtype=x.dtype))
+
+
+@in_working_precision
+def contract_third(loss: Callable[[PyTree], Any], x: PyTree, matrix: Any) -> PyTree:
+    """T[M] = ∇⟨∇²L(x), M⟩, M held fixed: the contraction of the third derivative with a symmetric M, params-like.
+
+    `matrix` is a (p, p) array, a metric, or a pair of factors (U, W), each (p, k), for M = ½(UWᵀ + WUᵀ). No p×p×p
+    array is formed. Always the full vector: takes a loss function, not a least-squares object.
+
+    Example:
+        >>> contract_third(lambda x: x[0] ** 2 * x[1], jnp.ones(2), jnp.eye(2))
+        array([0., 2.])
+    """
+    dense, x, _, chart = _on_coordinates(loss, x, None)
+    scalar = ScalarLoss(dense.value, like=Coordinates.of(x))
+    if isinstance(matrix, tuple):
+        left, right = matrix
+    else:
+        columns = jnp.eye(chart.size, dtype=x.dtype)
+        left, right = columns, matrix(columns) if isinstance(matrix, AbstractMetric) else matrix
+    return chart.unravel_arrays(scalar.contract_factors(x, left, right))
+
+
+@in_working_precision
+def second_derivative(loss: Loss, x: PyTree, metric: Any, factor: Float[Array, "p r"]) -> PyTree:
+    """∂²Φ_S(x)[S B Bᵀ S] at x on Γ, params-like: twice the Itô drift that gradient noise of covariance B Bᵀ causes.
+
+    Computed as −Π S T[C] − S^½(H')⁺S^½ T[Σ_∥] (Lyapunov weights, no derivative through the flow).
+
+    Example:
+        >>> circle = lambda x: 0.25 * (x @ x - 1) ** 2
+        >>> second_derivative(circle, jnp.array([1.0, 0.0]), None, jnp.array([[0.0], [1.0]]))
+        array([-1.,  0.])
+    """
+    loss, x, metric, chart = _on_coordinates(loss, x, metric)
+    normal = loss.normal_space(x, metric)
+    drift = second_order.tangential_drift(loss, x, normal, factor) + second_order.normal_drift(loss, x, normal, factor)
+    return chart.unravel_arrays(2 * drift)
+
+
+_limit_point = eqx.filter_jit(limit_point)
+_return = eqx.filter_jit(gauss_newton_return)
+
+
+def _on_coordinates(loss: Loss, x: PyTree, metric: Any) -> tuple[AbstractLoss, Array, AbstractMetric, Coordinates]:
+    chart = Coordinates.of(x)
+    flat = ravel(x)
+    loss = loss if isinstance(loss, AbstractLoss) else ScalarLoss(loss, like=chart)
+    check_loss(loss, flat)
+    return loss, flat, as_metric(metric, chart.size), chart
+
+
+def check_loss(loss: AbstractLoss, x: Float[Array, " p"]) -> None:
+    """ValueError unless L is scalar, keeps the precision of x, and is finite with finite first two derivatives at x."""
+    shape = jax.eval_shape(loss.value, x)
+    if getattr(shape, "shape", None) != () or not jnp.issubdtype(shape.dtype, jnp.floating):
+        raise ValueError(f"loss must return a real scalar; at params it returns {shape}.")
+    if shape.dtype != x.dtype:
+        raise ValueError(
+            f"loss returns {shape.dtype} for {x.dtype} parameters: it casts inside. Remove the cast, or pass "
+            f"dtype='{shape.dtype}'."
+        )
+    if is_traced(loss, x):
+        return
+    value, slope = loss.value(x), loss.gradient(x)
+    _, curvature = jax.jvp(loss.gradient, (x,), (jnp.ones_like(x),))
+    for name, found in (("value", value), ("gradient", slope), ("second derivative", curvature)):
+        if not bool(jnp.all(jnp.isfinite(found))):
+            raise ValueError(
+                f"The {name} of loss is not finite at params. Start where the loss is finite and twice "
+                "differentiable (beware of jnp.where around a singularity, and of sqrt and abs at 0)."
+            )

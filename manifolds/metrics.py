@@ -1,0 +1,159 @@
+"""Metrics S: symmetric positive definite matrices that are applied, never formed unless they are dense.
+
+A metric acts on arrays whose first axis has length p, so `metric(w)` serves a vector (p,) and a stack of columns
+(p, r) alike. A new kind (Kronecker, block) subclasses `AbstractMetric`; nothing else needs to know.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from .coordinates import ravel
+
+
+class AbstractMetric(eqx.Module):
+    """A symmetric positive definite p×p matrix S through its action: S w, S^½ w and S^-½ w."""
+
+    @abc.abstractmethod
+    def __call__(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        """S w."""
+
+    @abc.abstractmethod
+    def sqrt(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        """S^½ w."""
+
+    @abc.abstractmethod
+    def inv_sqrt(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        """S^-½ w."""
+
+    @abc.abstractmethod
+    def largest(self) -> Float[Array, ""]:
+        """An upper bound of the largest eigenvalue of S that is attained."""
+
+
+class Identity(AbstractMetric):
+    """S = I: gradient flow and SGD."""
+
+    def __call__(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        return w
+
+    def sqrt(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        return w
+
+    def inv_sqrt(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        return w
+
+    def largest(self) -> Float[Array, ""]:
+        return jnp.asarray(1.0)
+
+
+class Diagonal(AbstractMetric):
+    """S = Diag(d), the metric of RMSProp and Adam. `diagonal` is a flat (p,) array or a params-like pytree.
+
+    Example:
+        >>> Diagonal({"w": jnp.array([1.0, 4.0])}).sqrt(jnp.ones(2))
+        Array([1., 2.], dtype=float32)
+    """
+
+    diagonal: Float[Array, " p"]
+
+    def __init__(self, diagonal: PyTree):
+        self.diagonal = ravel(diagonal)
+
+    def __call__(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        return _scale_rows(self.diagonal, w)
+
+    def sqrt(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        return _scale_rows(jnp.sqrt(self.diagonal), w)
+
+    def inv_sqrt(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        return _scale_rows(1 / jnp.sqrt(self.diagonal), w)
+
+    def largest(self) -> Float[Array, ""]:
+        return jnp.max(self.diagonal)
+
+
+class Dense(AbstractMetric):
+    """S = a dense symmetric positive definite matrix, through its eigendecomposition (made once, on construction).
+
+    Raises ValueError for a matrix that is not square, symmetric or positive definite (when its values are known).
+    """
+
+    values: Any  # (p,) ascending
+    vectors: Any  # (p, p) orthonormal columns
+
+    def __init__(self, matrix: Float[Array, "p p"]):
+        if jnp.ndim(matrix) != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"metric has shape {jnp.shape(matrix)}; a dense metric must be square (p, p).")
+        if isinstance(matrix, jax.core.Tracer):
+            self.values, self.vectors = jnp.linalg.eigh(matrix)
+            return
+        matrix = np.asarray(matrix)  # NumPy keeps a float64 matrix when JAX's 64-bit flag is off
+        self.values, self.vectors = np.linalg.eigh(matrix)
+        if not (np.allclose(matrix, matrix.T, rtol=1e-6) and self.values[0] > 0):
+            raise ValueError(
+                f"metric is not symmetric positive definite (smallest eigenvalue {self.values[0]:.3g}). "
+                "Pass (M + M.T)/2 with positive eigenvalues."
+            )
+
+    def _spectral(self, f: Array, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        return self.vectors @ _scale_rows(f, self.vectors.T @ w)
+
+    def __call__(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        return self._spectral(self.values, w)
+
+    def sqrt(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        return self._spectral(jnp.sqrt(self.values), w)
+
+    def inv_sqrt(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        return self._spectral(1 / jnp.sqrt(self.values), w)
+
+    def largest(self) -> Float[Array, ""]:
+        return self.values[-1]
+
+
+def as_metric(metric: Any, size: int) -> AbstractMetric:
+    """A metric from what a user is likely to pass: a metric, None or "identity", a diagonal (flat or params-like), a
+    (p, p) matrix. ValueError names anything else, and a metric whose size is not p = `size`."""
+    if metric is None or (isinstance(metric, str) and metric == "identity"):
+        return Identity()
+    if isinstance(metric, (Dense, Diagonal)):
+        found = metric.vectors.shape[0] if isinstance(metric, Dense) else metric.diagonal.shape[0]
+    elif isinstance(metric, AbstractMetric):
+        return metric
+    elif isinstance(metric, (str, bytes)) or callable(metric):
+        raise _unknown(metric)
+    elif isinstance(metric, (np.ndarray, jnp.ndarray)) and np.ndim(metric) == 2:
+        return as_metric(Dense(metric), size)
+    else:
+        leaves = jtu.tree_leaves(metric)
+        if not leaves or not all(eqx.is_array(leaf) or isinstance(leaf, np.ndarray) for leaf in leaves):
+            raise _unknown(metric)
+        return as_metric(Diagonal(metric), size)
+    if found != size:
+        raise ValueError(f"metric acts on {found} parameters, but params has {size}.")
+    if isinstance(metric, Diagonal) and not isinstance(metric.diagonal, jax.core.Tracer):
+        if not bool(jnp.all((metric.diagonal > 0) & jnp.isfinite(metric.diagonal))):
+            worst = int(jnp.argmin(jnp.where(jnp.isfinite(metric.diagonal), metric.diagonal, -jnp.inf)))
+            raise ValueError(
+                f"metric is not positive and finite: entry {worst} is {float(metric.diagonal[worst]):.3g}. An "
+                "adaptive metric 1/(√v+ε) needs ε > 0 wherever v can vanish."
+            )
+    return metric
+
+
+def _unknown(metric: Any) -> ValueError:
+    return ValueError(
+        f"metric={metric!r} is not a metric. Use None, manifolds.Identity(), manifolds.Diagonal(d), "
+        "manifolds.Dense(M), a subclass of manifolds.AbstractMetric, or an array (p,) or (p, p)."
+    )
+
+
+def _scale_rows(d: Float[Array, " p"], w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+    return (w.T * d).T

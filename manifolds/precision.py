@@ -1,0 +1,73 @@
+"""Double precision by default, whatever JAX's global flag says and without touching it."""
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+_warned: set[str] = set()
+
+
+def is_traced(*trees: PyTree) -> bool:
+    """Whether any leaf is being traced by jit, vmap or grad: then values cannot be inspected."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jtu.tree_leaves(trees))
+
+
+def cast(tree: PyTree, dtype: Any) -> PyTree:
+    """Every floating array of `tree` as a JAX array of `dtype`; everything else as it is."""
+
+    def one(leaf: Any) -> Any:
+        is_array = eqx.is_array(leaf) or isinstance(leaf, (np.ndarray, np.generic))
+        return jnp.asarray(leaf, dtype) if is_array and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jtu.tree_map(one, tree)
+
+
+def to_numpy(tree: PyTree) -> PyTree:
+    """Every array of `tree` as a NumPy array, which keeps float64 when JAX's 64-bit flag is off."""
+    return jtu.tree_map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+
+
+@contextlib.contextmanager
+def working_precision(dtype: Any) -> Iterator[np.dtype]:
+    """A context in which JAX computes in `dtype`, "float64" or "float32".
+
+    Warns once in float32, whose rounding (1e-7) leaves about three digits in the third derivatives.
+    """
+    dtype = np.dtype(dtype)
+    if dtype not in (np.dtype("float64"), np.dtype("float32")):
+        raise ValueError(f"dtype={dtype} is not supported. Use 'float64' (the default) or 'float32'.")
+    if dtype == np.dtype("float32") and "float32" not in _warned:
+        _warned.add("float32")
+        warnings.warn(
+            "Computing in float32: expect drift coefficients to about 1e-3 relative and points to 1e-6. Use the "
+            "default dtype='float64' where that matters.",
+            stacklevel=4,
+        )
+    with jax.enable_x64(dtype == np.dtype("float64")):
+        yield dtype
+
+
+def in_working_precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run `function(..., dtype="float64")` in that precision, its floating inputs cast and its arrays back in NumPy.
+
+    While traced (inside the caller's jit or vmap) precision is the caller's, and the function runs as it stands.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, dtype: Any = "float64", **kwargs: Any) -> Any:
+        if is_traced(args, kwargs):
+            return function(*args, **kwargs)
+        with working_precision(dtype) as working_dtype:
+            args, kwargs = cast((args, kwargs), working_dtype)
+            return to_numpy(function(*args, **kwargs))
+
+    return wrapped

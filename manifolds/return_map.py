@@ -1,0 +1,57 @@
+"""The cheap return to Γ: Gauss–Newton in the metric S.
+
+    x ← x − S^½ (H')⁺ S^½ ∇L(x)          (least squares: x ← x − S Jᵀ (J S Jᵀ)⁺ r(x))
+
+Near Γ it has the same derivative Π and the same second derivative on tangent vectors as Φ_S, so a step with projected
+noise that ends here needs no Itô correction. In the Euclidean metric it would not: the limit of such a scheme is
+biased as soon as S ≠ I.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from .losses import AbstractLoss
+from .metrics import AbstractMetric
+
+Vector = Float[Array, " p"]
+
+
+class Returned(eqx.Module):
+    """A point of Γ and whether the iteration that led there converged."""
+
+    point: Vector
+    converged: Bool[Array, ""]
+    smallest: Float[Array, ""]  # the smallest nonzero and the largest eigenvalue of H' met last
+    largest: Float[Array, ""]
+
+
+def gauss_newton_return(
+    loss: AbstractLoss,
+    x: Vector,
+    metric: AbstractMetric,
+    rank: Int[Array, ""] | None = None,
+    max_steps: int = 20,
+) -> Returned:
+    """Iterate until a step is so short that the next, by quadratic convergence, is rounding error.
+
+    `converged` is False after `max_steps`, or where a step is not finite or longer than 10 + 10|x|.
+    """
+    scale = 1 + jnp.linalg.norm(x)
+    short = jnp.finfo(x.dtype).eps ** 0.5 * scale  # then the next step is of order eps
+
+    def unfinished(carry: tuple[Vector, Array, Array, Array, Array]) -> Bool[Array, ""]:
+        _, length, count, _, _ = carry
+        return (length > short) & (length < 10 * scale) & (count < max_steps)
+
+    def step(carry: tuple[Vector, Array, Array, Array, Array]) -> tuple[Vector, Array, Array, Array, Array]:
+        y, _, count, _, _ = carry
+        normal = loss.normal_space(y, metric, rank)
+        move = loss.newton_step(y, normal)
+        return y - move, jnp.linalg.norm(move), count + 1, normal.smallest, normal.largest
+
+    zero = jnp.zeros((), x.dtype)
+    first = step((x, zero, jnp.asarray(0), zero, zero))
+    point, length, _, smallest, largest = jax.lax.while_loop(unfinished, step, first)
+    return Returned(point, length <= short, smallest, largest)

@@ -1,0 +1,10 @@
+"""Which minimizer does my optimizer pick, and why: the slow SDE of adaptive gradient methods near a manifold."""
+
+from . import metrics
+from .coefficients import Coefficients, SlowSDE, coefficients, slow_sde
+from .discrete import run_discrete
+from .noise import GaussianNoise, LabelNoise, MinibatchNoise
+from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate
+from .problems import EmpiricalRisk, LeastSquares, Problem, from_sympy
+from .simulate import simulate
+from .trajectory import Result, RunError, Trajectory, load

@@ -1,0 +1,92 @@
+"""Everything that is checked before a long computation starts. Each error names the argument, the value, the remedy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from manifolds.coordinates import Coordinates, ravel
+from manifolds.geometry import check_loss
+from manifolds.precision import is_traced
+
+from .coefficients import SlowSDE, slow_sde
+from .optimizers import AGM
+from .problems import AbstractProblem
+
+Vector = Float[Array, " p"]
+
+
+def check_inputs(problem: AbstractProblem, optimizer: AGM, params: PyTree) -> tuple[Coordinates, Vector]:
+    """The chart and flat vector of params, once problem, optimizer, noise and params are known to fit together."""
+    chart = Coordinates.of(params)
+    x = ravel(params)
+    sde = slow_sde(problem, optimizer, chart)
+    check_loss(sde.loss, x)
+    factor = jax.eval_shape(sde.factor, x)  # raises on a factor of the wrong shape
+    if not is_traced(sde, x):
+        optimizer.check(chart, x)
+        if not bool(jnp.all(jnp.isfinite(sde.factor(x)))):
+            raise ValueError(f"The noise factor B of shape {factor.shape} is not finite at params.")
+    return chart, x
+
+
+def check_state(sde: SlowSDE, x: Vector, v: PyTree, name: str = "v0") -> None:
+    """ValueError unless v has the structure of an optimizer state and S(v) is a metric."""
+    expected = jax.eval_shape(sde.equilibrium, x)
+    shapes = jax.tree.map(jnp.shape, v)
+    if shapes != jax.tree.map(lambda leaf: leaf.shape, expected):
+        raise ValueError(
+            f"{name} has leaves of shape {shapes}, but this optimizer's state has "
+            f"{jax.tree.map(lambda leaf: leaf.shape, expected)}. Pass {name}=None for the equilibrium V(Σ)."
+        )
+    if not is_traced(v):
+        if any(not bool(jnp.all(jnp.isfinite(leaf) & (leaf >= 0))) for leaf in jax.tree.leaves(v) if leaf.ndim < 2):
+            raise ValueError(f"{name} must be finite and not negative.")
+        sde.metric(v)  # raises where S(v) is not positive and finite
+
+
+def check_on_manifold(sde: SlowSDE, x: Vector, v: PyTree) -> None:
+    """ValueError unless x is on Γ to the square root of rounding: Newton's step back to Γ is negligible."""
+    check_state(sde, x, v, "v")
+    if is_traced(sde, x, v):
+        return
+    step = float(jnp.linalg.norm(sde.loss.newton_step(x, sde.normal_space(x, v))))
+    limit = float(jnp.finfo(x.dtype).eps ** 0.5 * (1 + jnp.linalg.norm(x)))
+    if not step < limit:
+        raise ValueError(
+            f"params is not on the manifold of minimizers: Newton's step towards it has length {step:.3g}, more than "
+            f"{limit:.2g}. Move it there first with manifolds.limit_map(loss, params, metric)."
+        )
+
+
+def check_noise_on_manifold(sde: SlowSDE, x: Vector, curvature: Any) -> None:
+    """ValueError if the noise vanishes at x on Γ: then nothing moves on the slow clock."""
+    size = float(jnp.linalg.norm(sde.factor(x)))
+    if size <= 1e3 * float(jnp.finfo(x.dtype).eps) * float(curvature) * (1 + float(jnp.linalg.norm(x))):
+        raise ValueError(
+            f"The noise vanishes on the manifold (|B| = {size:.2g} there), so nothing moves on the slow clock. "
+            "Minibatch noise does so wherever every sample is fitted exactly; use LabelNoise or GaussianNoise."
+        )
+
+
+def save_times(save_at: Any, t0: float, t1: float) -> np.ndarray:
+    """The saved times: `save_at` equally spaced ones from t0 to t1, or those given. ValueError on a bad t1 or save_at."""
+    if not (np.isfinite(t0) and np.isfinite(t1) and t1 > t0):
+        raise ValueError(f"t1={t1} must be finite and larger than t0={t0}: slow time runs forward, t = kη².")
+    if isinstance(save_at, (int, np.integer)):
+        if save_at < 2:
+            raise ValueError(f"save_at={save_at} must be at least 2 times (start and end), or an array of times.")
+        return np.linspace(t0, t1, int(save_at))
+    times = np.asarray(save_at, dtype=float)
+    if times.ndim != 1 or times.size == 0 or np.any(np.diff(times) <= 0) or times[0] < t0 or times[-1] > t1:
+        raise ValueError(f"save_at={save_at} must be a number of times or increasing times within [{t0}, {t1}].")
+    return times
+
+
+def check_paths(paths: Any) -> int:
+    """ValueError unless paths is a positive integer."""
+    if not isinstance(paths, (int, np.integer)) or isinstance(paths, bool) or paths < 1:
+        raise ValueError(f"paths={paths!r} must be a positive integer.")
+    return int(paths)

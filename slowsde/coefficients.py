@@ -1,0 +1,167 @@
+"""Drift and diffusion of the slow SDE for (ζ, v), position on Γ and preconditioner state.
+
+    dζ = Π S B dW + ½ ∂²Φ_S(ζ)[S Σ S] dt,        dv = c (V(Σ(ζ)) − v) dt,        S = S(v), Σ = B Bᵀ
+
+in slow time t = kη². Label noise, Σ = αH: dζ/dt = −(α/4) Π S T[S], nothing diffuses. (Li, Wen and Lyu 2025.)
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+import manifolds as mf
+from manifolds import second_order
+from manifolds.coordinates import Coordinates
+from manifolds.precision import in_working_precision
+
+from .optimizers import AGM
+from .problems import AbstractProblem
+
+Vector = Float[Array, " p"]
+
+
+class Coefficients(eqx.Module):
+    """The slow SDE at one point.
+
+    Attributes:
+        drift: params-like, the full Itô drift of ζ per unit of slow time.
+        diffusion: (p, r), Π S B, rows in the order of `ravel_pytree(params)`.
+        v_drift: v-like, c (V(Σ) − v).
+    """
+
+    drift: PyTree
+    diffusion: Float[Array, "p r"]
+    v_drift: PyTree
+
+
+class SlowSDE(eqx.Module):
+    """The slow SDE on flat coordinates: what every integrator and every report asks of a problem and an optimizer.
+
+    `rank` is the rank of H on Γ, fixed at the start of a run (None: counted from the spectrum each time).
+    """
+
+    problem: AbstractProblem
+    optimizer: AGM
+    loss: mf.AbstractLoss
+    rank: Int[Array, ""] | None = None
+
+    @property
+    def chart(self) -> Coordinates:
+        return self.loss.coordinates
+
+    @property
+    def diffuses(self) -> bool:
+        """False if the noise covariance is a multiple of H, so that the slow SDE is an ODE."""
+        return self._noise.hessian_scale(self.problem) is None
+
+    @property
+    def _noise(self) -> Any:
+        assert self.problem.noise is not None
+        return self.problem.noise
+
+    def factor(self, x: Vector) -> Float[Array, "p r"]:
+        """B(x)."""
+        return self._noise.factor(self.problem, self.chart, x)
+
+    def equilibrium(self, x: Vector) -> PyTree:
+        """V(Σ(x)), where the state v relaxes to."""
+        return self.optimizer.state_of_factor(self.factor(x), self.chart)
+
+    def metric(self, v: PyTree) -> mf.AbstractMetric:
+        """S(v)."""
+        return self.optimizer.metric(v, self.chart)
+
+    def stochastic_gradient(self, x: Vector, key: Any) -> Vector:
+        """One draw of the gradient."""
+        return self._noise.gradient(self.problem, self.chart, x, key)
+
+    def normal_space(self, x: Vector, v: PyTree) -> Any:
+        """Eigenpairs of H' = S^½ H S^½ at x in the metric S(v)."""
+        return self.loss.normal_space(x, self.metric(v), self.rank)
+
+    def tangential_drift(self, x: Vector, normal: Any) -> Vector:
+        """−½ Π S T[C], the part of the drift along Γ; −(α/4) Π S T[S] for label noise."""
+        alpha = self._noise.hessian_scale(self.problem)
+        if alpha is not None:
+            return alpha * second_order.sharpness_drift(self.loss, x, normal)
+        return second_order.tangential_drift(self.loss, x, normal, self.factor(x))
+
+    def diffusion(self, x: Vector, normal: Any) -> Float[Array, "p r"]:
+        """Π S B; zero for label noise."""
+        factor = self.factor(x)
+        return second_order.tangential_factor(normal, factor) if self.diffuses else jnp.zeros_like(factor)
+
+    def drift(self, x: Vector, normal: Any) -> Vector:
+        """½ ∂²Φ_S[SΣS], with the Itô term normal to Γ that tangential noise causes."""
+        drift = self.tangential_drift(x, normal)
+        return drift + second_order.normal_drift(self.loss, x, normal, self.factor(x)) if self.diffuses else drift
+
+    def v_drift(self, x: Vector, v: PyTree) -> PyTree:
+        """c (V(Σ) − v); zero in the quasi-static limit, where v has no motion of its own."""
+        if self.optimizer.quasi_static:
+            return jax.tree.map(jnp.zeros_like, v)
+        return jax.tree.map(lambda target, now: self.optimizer.c * (target - now), self.equilibrium(x), v)
+
+
+def slow_sde(problem: AbstractProblem, optimizer: AGM, chart: Coordinates, route: str = "auto") -> SlowSDE:
+    """The slow SDE of `optimizer` on `problem`; ValueError if the problem has no noise or an unsuitable one."""
+    if not isinstance(problem, AbstractProblem):
+        raise ValueError(f"problem={problem!r} must be a Problem, LeastSquares, EmpiricalRisk or from_sympy(...).")
+    if not isinstance(optimizer, AGM):
+        raise ValueError(f"optimizer={optimizer!r} must be an AGM, such as sgd(), adam(c=1.0) or AGM(V, S, c).")
+    if problem.noise is None:
+        raise ValueError(
+            "problem has no noise, and without noise nothing moves on the slow clock. Pass noise=LabelNoise(...), "
+            "GaussianNoise(...) or MinibatchNoise(...) to the problem."
+        )
+    problem.noise.check(problem)
+    return SlowSDE(problem, _with_array_rates(optimizer), problem.flat_loss(chart, route))
+
+
+def _with_array_rates(optimizer: AGM) -> AGM:
+    # Numbers as arrays, so that compiled code serves every c; an infinite c selects other code.
+    c = optimizer.c if optimizer.quasi_static else jnp.asarray(optimizer.c)
+    return eqx.tree_at(lambda o: (o.c, o.b1), optimizer, (c, jnp.asarray(optimizer.b1)))
+
+
+@in_working_precision
+def coefficients(
+    problem: AbstractProblem, optimizer: AGM, params: PyTree, v: PyTree = None, *, route: str = "auto"
+) -> Coefficients:
+    """Drift and diffusion of the slow SDE at params on Γ with preconditioner state v.
+
+        drift = ½ ∂²Φ_S[SΣS] = −½ Π S T[C] − ½ S^½(H')⁺S^½ T[Σ_∥],   diffusion = Π S B,   v_drift = c(V(Σ) − v)
+
+    Args:
+        problem, optimizer: see `Problem` and `AGM`.
+        params: a point of Γ (see `manifolds.limit_map`).
+        v: optimizer state; None for the equilibrium V(Σ).
+        route: "dense", "kernel" (least squares) or "auto".
+
+    Returns: `Coefficients`, per unit of slow time t = kη². Works under jit and vmap.
+    Raises: ValueError on bad input or if params is not on Γ.
+
+    Example:
+        >>> c = coefficients(problem, adam(c=1.0), params)
+        >>> jax.tree.map(jnp.shape, c.drift)
+    """
+    from .checks import check_inputs, check_on_manifold  # they need SlowSDE
+
+    chart, x = check_inputs(problem, optimizer, params)
+    sde = slow_sde(problem, optimizer, chart, route)
+    v = sde.equilibrium(x) if v is None else v
+    check_on_manifold(sde, x, v)
+    return _coefficients(sde, x, v)
+
+
+@eqx.filter_jit
+def _coefficients(sde: SlowSDE, x: Vector, v: PyTree) -> Coefficients:
+    normal = sde.normal_space(x, v)
+    return Coefficients(
+        drift=sde.chart.unravel_arrays(sde.drift(x, normal)),
+        diffusion=sde.diffusion(x, normal),
+        v_drift=sde.v_drift(x, v),
+    )

@@ -1,0 +1,138 @@
+"""Named scalars along a run: `metrics=("trace_hessian", "loss")` or {name: fn(params) -> scalar}.
+
+A library metric is a `Metric`: a function of the whole state that `simulate`, `run_discrete` and the user can call,
+`trace_hessian(problem, params)`. Hessians are those on Γ (Gauss–Newton for least squares, where that is exact).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from manifolds.coordinates import Coordinates, ravel
+
+from .coefficients import SlowSDE
+from .problems import AbstractProblem
+
+Vector = Float[Array, " p"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named scalar `function(sde, x, v)` of position and optimizer state, on flat coordinates."""
+
+    name: str
+    function: Callable[[SlowSDE, Vector, PyTree], Array]
+
+    def __call__(self, problem: AbstractProblem, params: PyTree, optimizer: Any = None, v: PyTree = None) -> Array:
+        """The metric at params; metrics of the preconditioned geometry also need `optimizer` and `v`."""
+        chart = Coordinates.of(params)
+        return self.function(SlowSDE(problem, optimizer, problem.flat_loss(chart)), ravel(params), v)
+
+
+def _diagonal(sde: SlowSDE, x: Vector) -> Vector:
+    return jnp.maximum(sde.loss.hessian_diagonal(x), 0)  # rounding must not make a root of it imaginary
+
+
+@dataclass(frozen=True)
+class _OfParams:
+    """A user's function of params as a metric; equal for equal functions, so that compiled code is reused."""
+
+    function: Callable[[PyTree], Any]
+
+    def __call__(self, sde: SlowSDE, x: Vector, v: PyTree) -> Array:
+        return jnp.asarray(self.function(sde.chart.unravel(x)), x.dtype)
+
+
+def trace_power_diag_hessian(exponent: float) -> Metric:
+    """tr Diag(H)^exponent: what AdamE-λ minimizes under label noise, at exponent 1 − λ."""
+    return Metric(
+        f"trace_power_diag_hessian({exponent})", lambda sde, x, v: jnp.sum(_diagonal(sde, x) ** float(exponent))
+    )
+
+
+def distance(params: PyTree) -> Metric:
+    """|θ − params|, the Euclidean distance from a given point."""
+    origin = np.asarray(ravel(params))
+    return Metric("distance", lambda sde, x, v: jnp.linalg.norm(x - origin))
+
+
+def _r_med(sde: SlowSDE, x: Vector, v: PyTree) -> Array:
+    diagonal = jnp.abs(sde.loss.hessian_diagonal(x))
+    return jnp.max(diagonal) / jnp.median(diagonal)
+
+
+loss = Metric("loss", lambda sde, x, v: sde.loss.value(x))
+"""L(θ)."""
+trace_hessian = Metric("trace_hessian", lambda sde, x, v: jnp.sum(sde.loss.hessian_diagonal(x)))
+"""tr H: what SGD minimizes under label noise."""
+trace_sqrt_diag_hessian = Metric("trace_sqrt_diag_hessian", lambda sde, x, v: jnp.sum(jnp.sqrt(_diagonal(sde, x))))
+"""tr Diag(H)^½: what Adam minimizes under label noise."""
+adaptive_sharpness = Metric(
+    "adaptive_sharpness", lambda sde, x, v: jnp.sum(sde.normal_space(x, v).values * sde.normal_space(x, v).mask)
+)
+"""tr(S(v) H) = tr H', the sharpness in the optimizer's own metric."""
+r_med = Metric("r_med", _r_med)
+"""max_i |H_ii| / median_i |H_ii| (Jiang, Malik and Li)."""
+
+NAMED = {m.name: m for m in (loss, trace_hessian, trace_sqrt_diag_hessian, adaptive_sharpness, r_med)}
+
+
+def as_metrics(metrics: Any) -> dict[str, Metric]:
+    """{name: Metric} from names, `Metric` objects, {name: fn(params) -> scalar}, or a sequence of the first two."""
+    if isinstance(metrics, (str, Metric)):
+        metrics = (metrics,)
+    if isinstance(metrics, Mapping):
+        return {str(name): _as_metric(name, entry) for name, entry in metrics.items()}
+    if not isinstance(metrics, Sequence):
+        raise ValueError(f"metrics={metrics!r} must be names from slowsde.metrics or {{name: fn(params) -> scalar}}.")
+    found = [_as_metric(entry, entry) for entry in metrics]
+    return {metric.name: metric for metric in found}
+
+
+def _as_metric(name: Any, entry: Any) -> Metric:
+    if isinstance(entry, Metric):
+        return entry
+    if isinstance(entry, str):
+        if entry not in NAMED:
+            raise ValueError(
+                f"metrics: {entry!r} is not one of {sorted(NAMED)}; with parameters there are "
+                "metrics.trace_power_diag_hessian(exponent) and metrics.distance(params), or pass {name: fn}."
+            )
+        return NAMED[entry]
+    if callable(entry) and isinstance(name, str):
+        return Metric(name, _OfParams(entry))
+    raise ValueError(f"metrics: {entry!r} is neither a name, a Metric nor a function of params under a name.")
+
+
+def check_metrics(metrics: dict[str, Metric], sde: SlowSDE, x: Vector, v: PyTree) -> None:
+    """ValueError unless each metric is a real scalar at (x, v)."""
+    for name, metric in metrics.items():
+        shape = jax.eval_shape(lambda y, s, metric=metric: metric.function(sde, y, s), x, v)
+        if shape.shape != ():
+            raise ValueError(f"metrics[{name!r}] returns shape {shape.shape}; it must return a scalar.")
+
+
+def evaluate(metrics: dict[str, Metric], sde: SlowSDE, xs: Any, vs: PyTree) -> dict[str, Any]:
+    """Each metric at every saved point: xs (paths, T, p), vs leaves (paths, T, ...) -> name -> (paths, T)."""
+    if not metrics:
+        return {}
+    return _evaluate(tuple(metrics.items()), sde, xs, vs)
+
+
+@eqx.filter_jit
+def _evaluate(metrics: tuple[tuple[str, Metric], ...], sde: SlowSDE, xs: Any, vs: PyTree) -> dict[str, Any]:
+    shape = xs.shape[:2]
+    points = jax.tree.map(lambda leaf: leaf.reshape((-1,) + leaf.shape[2:]), (xs, vs))
+
+    def at(point: tuple[Vector, PyTree]) -> dict[str, Array]:
+        x, v = point
+        return {name: metric.function(sde, x, v) for name, metric in metrics}
+
+    values = jax.lax.map(at, points, batch_size=8)
+    return {name: value.reshape(shape) for name, value in values.items()}

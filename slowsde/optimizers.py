@@ -1,0 +1,154 @@
+"""Adaptive gradient methods as pairs (V, S): m ← β1 m + (1−β1) g, v ← β2 v + (1−β2) V(g gᵀ), θ ← θ − η S(v) m.
+
+V is linear in g gᵀ, so it is given as a function of g that is quadratic; S maps the state v to a metric. The rate
+c = (1−β2)/η² is held fixed as η → 0 and β1 drops out of the slow dynamics (Li, Wen and Lyu 2025).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+import manifolds as mf
+from manifolds.coordinates import Coordinates
+from manifolds.precision import is_traced
+
+
+class AGM(eqx.Module):
+    """An adaptive gradient method.
+
+    Args:
+        V: gradient (params-like) -> state increment (any pytree), quadratic: V(sg) = s² V(g).
+        S: state -> metric (`manifolds.AbstractMetric`, or anything `manifolds.as_metric` understands).
+        c: (1−β2)/η², the rate at which the state relaxes per unit of slow time t = kη²; `jnp.inf` for the
+            quasi-static limit v = V(Σ(ζ)).
+        b1: the momentum β1 of the discrete method.
+
+    Raises ValueError for c ≤ 0 or b1 outside [0, 1).
+
+    Example:
+        >>> clipped = AGM(V=lambda g: jax.tree.map(jnp.square, g),
+        ...               S=lambda v: jax.tree.map(lambda x: jnp.minimum(1 / (jnp.sqrt(x) + 1e-8), 10.0), v), c=1.0)
+    """
+
+    V: Callable[[PyTree], PyTree]
+    S: Callable[[PyTree], Any]
+    c: Any
+    b1: Any
+
+    def __init__(self, V: Callable[[PyTree], PyTree], S: Callable[[PyTree], Any], c: Any, b1: Any = 0.0):
+        if not is_traced(c) and not float(c) > 0:
+            raise ValueError(f"c={c} must be positive: c = (1 − β2)/η², see slow_rate(lr, b2); jnp.inf is allowed.")
+        if not is_traced(b1) and not 0 <= float(b1) < 1:
+            raise ValueError(f"b1={b1} must lie in [0, 1).")
+        self.V, self.S, self.c, self.b1 = V, S, c, b1
+
+    @property
+    def quasi_static(self) -> bool:
+        """Whether v follows ζ at once, v = V(Σ(ζ))."""
+        return not is_traced(self.c) and bool(np.isinf(self.c))
+
+    def metric(self, v: PyTree, chart: Coordinates) -> mf.AbstractMetric:
+        """S(v) on the flat coordinates of `chart`."""
+        return mf.as_metric(self.S(v), chart.size)
+
+    def state_of_factor(self, factor: Float[Array, "p r"], chart: Coordinates) -> PyTree:
+        """V(Σ) = Σ_j V(b_j b_jᵀ) over the columns of B, Σ = B Bᵀ."""
+        columns = jax.vmap(lambda b: self.V(chart.unravel_arrays(b)))(factor.T)
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), columns)
+
+    def check(self, chart: Coordinates, x: Float[Array, " p"]) -> None:
+        """ValueError unless V is quadratic on gradients like x and S gives a metric of the right size."""
+        g = jr.normal(jr.key(0), x.shape, x.dtype)
+        once, twice = self.V(chart.unravel_arrays(g)), self.V(chart.unravel_arrays(2 * g))
+        if jax.tree.structure(once) != jax.tree.structure(twice):
+            raise ValueError("optimizer.V returns pytrees of different structure for different gradients.")
+        for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True):
+            if not bool(jnp.allclose(4 * a, b, rtol=1e-4)):
+                raise ValueError("optimizer.V must be quadratic in the gradient, V(2g) = 4 V(g) (such as g ** 2).")
+        self.metric(once, chart)
+
+
+class PowerMetric(eqx.Module):
+    """v ↦ Diag(1/(v^power + ε)): Adam for power ½."""
+
+    power: float = eqx.field(static=True)
+    eps: Any
+
+    def __call__(self, v: PyTree) -> mf.Diagonal:
+        raised = jnp.sqrt if self.power == 0.5 else lambda leaf: leaf**self.power
+        return mf.Diagonal(jax.tree.map(lambda leaf: 1 / (raised(leaf) + self.eps), v))
+
+
+def square(gradient: PyTree) -> PyTree:
+    """V(g gᵀ) = diag(g gᵀ) = g²."""
+    return jax.tree.map(jnp.square, gradient)
+
+
+def sgd(b1: float = 0.0) -> AGM:
+    """Stochastic gradient descent with momentum b1: S = I, no state. Under label noise it minimizes tr H.
+
+    Example:
+        >>> sgd().S(None)
+        Identity()
+    """
+    return AGM(V=_no_state, S=_euclidean, c=1.0, b1=b1)
+
+
+def rmsprop(c: Any, eps: float = 1e-8) -> AGM:
+    """RMSProp: V = diag, S = Diag(1/(√v + ε)), no momentum.
+
+    Example:
+        >>> rmsprop(c=slow_rate(lr=1e-3, b2=0.999))
+    """
+    return adame(c, 0.5, 0.0, eps)
+
+
+def adam(c: Any, b1: float = 0.9, eps: float = 1e-8) -> AGM:
+    """Adam: V = diag, S = Diag(1/(√v + ε)). Under label noise it minimizes tr Diag(H)^½ (as ε → 0).
+
+    Example:
+        >>> adam(c=10.0).b1
+        0.9
+    """
+    return adame(c, 0.5, b1, eps)
+
+
+def adame(c: Any, lam: float, b1: float = 0.9, eps: float = 1e-8) -> AGM:
+    """AdamE-λ: V = diag, S = Diag(1/(v^λ + ε)), 0 ≤ λ < 1. Under label noise it minimizes tr Diag(H)^{1−λ}.
+
+    λ = ½ is Adam, λ = 0 is SGD up to a constant.
+
+    Example:
+        >>> adame(c=10.0, lam=0.75)
+    """
+    if not 0 <= lam < 1:
+        raise ValueError(f"lam={lam} must lie in [0, 1).")
+    if not is_traced(eps) and not float(eps) >= 0:
+        raise ValueError(f"eps={eps} must not be negative.")
+    return AGM(V=square, S=PowerMetric(float(lam), eps if is_traced(eps) else np.asarray(eps, float)), c=c, b1=b1)
+
+
+def slow_rate(lr: float, b2: float) -> float:
+    """c = (1 − β2)/η² of a real optimizer's settings.
+
+    Example:
+        >>> round(slow_rate(lr=1e-3, b2=0.999))
+        1000
+    """
+    if not (lr > 0 and 0 <= b2 < 1):
+        raise ValueError(f"slow_rate needs lr > 0 and b2 in [0, 1); got lr={lr}, b2={b2}.")
+    return (1 - b2) / lr**2
+
+
+def _no_state(gradient: PyTree) -> tuple[()]:
+    return ()
+
+
+def _euclidean(v: PyTree) -> mf.Identity:
+    return mf.Identity()
