@@ -1,7 +1,8 @@
 """Which minimizer does my optimizer pick, and why: the slow SDE of adaptive gradient methods near a manifold."""
 
-from . import metrics
+from . import metrics, plot
 from .coefficients import Coefficients, SlowSDE, coefficients, slow_sde
+from .compare import Comparison, compare
 from .discrete import run_discrete
 from .noise import GaussianNoise, LabelNoise, MinibatchNoise
 from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate

@@ -96,6 +96,7 @@ def simulate(
         chart, x0 = checks.check_inputs(problem, optimizer, params0)
         sde = slow_sde(problem, optimizer, chart, route)
         adaptive = _choose_solver(solver, sde)
+        copies = 1 if sde.diffuses else paths
         slow, start, v0 = start_on_manifold(sde, x0, v0, rank)
         check_metrics(named, slow.sde, start.point, v0)
         key = jr.key(0) if key is None else key
@@ -108,7 +109,7 @@ def simulate(
             None if grid is None else jnp.asarray(grid, precision),
             (jnp.asarray(t0, precision), jnp.asarray(t1, precision)),
             (rtol, atol),
-            paths=paths if sde.diffuses else 1,
+            paths=paths // copies,
             max_steps=max_steps,
             progress=meter("simulate", progress),
         )
@@ -117,7 +118,6 @@ def simulate(
         codes, whens = _explain(slow, failed, ended)
         saved = to_numpy((xs, vs, residual, found))
         xs, vs, residual, found = _blank_failed(np.isfinite(saved[2]), saved)
-    copies = 1 if sde.diffuses else paths
     repeat = lambda tree: jax.tree.map(lambda leaf: np.repeat(leaf, copies, axis=0), tree)  # noqa: E731
     trajectory = Trajectory(
         ts=times,

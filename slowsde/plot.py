@@ -1,0 +1,112 @@
+"""Figures of finished trajectories: `plot_x(result, *, ax=None, **kw) -> Axes`. No global setting is touched."""
+
+from typing import Any
+
+import numpy as np
+
+from .compare import Comparison
+from .trajectory import Result, Trajectory
+
+# Readable in grey: the slow curve is dark and solid, the discrete mean lighter and marked, bands are faint.
+SLOW = {"color": "#10263f", "linewidth": 2.0, "zorder": 4}
+DISCRETE = {"color": "#d1652a", "linewidth": 1.4, "linestyle": "--", "zorder": 5}
+LABELS = {
+    "loss": "loss $L$",
+    "trace_hessian": r"$\mathrm{tr}\,H$",
+    "trace_sqrt_diag_hessian": r"$\mathrm{tr}\,\mathrm{Diag}(H)^{1/2}$",
+    "adaptive_sharpness": r"$\mathrm{tr}\,S(v)H$",
+    "r_med": r"$R_{\mathrm{med}}$",
+    "distance": r"distance from the start",
+}
+TIME = r"slow time  $t = k\eta^2$"
+
+
+def plot_comparison(
+    comparison: Comparison,
+    *,
+    ax: Any = None,
+    name: str | None = None,
+    runs: int = 8,
+    slow_label: str | None = "slow SDE",
+    discrete_label: str | None = None,
+    slow_style: dict[str, Any] | None = None,
+    discrete_style: dict[str, Any] | None = None,
+) -> Any:
+    """Slow curve, discrete mean with a band of ± 2 standard deviations of a run, and `runs` single runs.
+
+    Example:
+        >>> plot_comparison(compare(slow, fast), name="trace_hessian")
+    """
+    name = _observable(comparison.gap, name)
+    ax = _axes(ax)
+    slow_style, discrete_style = SLOW | (slow_style or {}), DISCRETE | (discrete_style or {})
+    discrete = comparison.discrete
+    if discrete_label is None:
+        discrete_label = f"discrete, $\\eta$={discrete.stats.get('lr', float('nan')):g} (mean of {discrete.paths})"
+    _ensemble(ax, discrete, name, runs, discrete_style)
+    ax.plot(comparison.ts, comparison.discrete_mean[name], label=discrete_label, **discrete_style)
+    _ensemble(ax, comparison.slow, name, 0, slow_style)
+    ax.plot(comparison.slow.ts, _mean(comparison.slow, name), label=slow_label, **slow_style)
+    return _finish(ax, name)
+
+
+def plot_gap(comparison: Comparison, *, ax: Any = None, name: str | None = None, **kw: Any) -> Any:
+    """The gap over time with a band of ± 4 standard errors: where the band misses zero, the gap is real."""
+    name = _observable(comparison.gap, name)
+    ax = _axes(ax)
+    style = DISCRETE | {"linestyle": "-"} | kw
+    gap, error = comparison.gap[name], comparison.standard_error[name]
+    ax.axhline(0, color="0.5", linewidth=0.8)
+    ax.fill_between(comparison.ts, gap - 4 * error, gap + 4 * error, color=style["color"], alpha=0.2, linewidth=0)
+    ax.plot(comparison.ts, gap, **style)
+    _finish(ax, name)
+    ax.set_ylabel(f"gap in {LABELS.get(name, name)}  (± 4 s.e.)")
+    return ax
+
+
+def plot_metric(trajectory: Trajectory, *, ax: Any = None, name: str | None = None, runs: int = 8, **kw: Any) -> Any:
+    """The mean of one observable over the paths of a trajectory, its band of ± 2 standard deviations, single runs."""
+    name = _observable(trajectory.metrics, name)
+    ax = _axes(ax)
+    style = (SLOW if trajectory.label == "slow" else DISCRETE) | kw
+    _ensemble(ax, trajectory, name, runs, style)
+    ax.plot(trajectory.ts, _mean(trajectory, name), **({"label": trajectory.label} | style))
+    return _finish(ax, name)
+
+
+def _ensemble(ax: Any, trajectory: Trajectory, name: str, runs: int, style: dict[str, Any]) -> None:
+    values = trajectory.metrics[name][trajectory.result == Result.SUCCESS]
+    if len(values) < 2 or not np.any(np.ptp(values, axis=0)):
+        return
+    mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1)
+    ax.fill_between(trajectory.ts, mean - 2 * spread, mean + 2 * spread, color=style["color"], alpha=0.15, linewidth=0)
+    for run in values[:runs]:
+        ax.plot(trajectory.ts, run, color=style["color"], alpha=0.3, linewidth=0.5, zorder=2)
+
+
+def _mean(trajectory: Trajectory, name: str) -> np.ndarray:
+    return trajectory.metrics[name][trajectory.result == Result.SUCCESS].mean(axis=0)
+
+
+def _observable(available: dict[str, Any], name: str | None) -> str:
+    if name is None and available:
+        return next(iter(available))
+    if name not in available:
+        raise ValueError(f"name={name!r} is not an observable of this result; it has {sorted(available)}.")
+    return name
+
+
+def _axes(ax: Any) -> Any:
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(4.5, 3.2), layout="constrained")[1]
+
+
+def _finish(ax: Any, name: str) -> Any:
+    ax.set_xlabel(TIME)
+    ax.set_ylabel(LABELS.get(name, name))
+    ax.margins(x=0.01)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
