@@ -95,11 +95,12 @@ class Dense(AbstractMetric):
             self.values, self.vectors = jnp.linalg.eigh(matrix)
             return
         matrix = np.asarray(matrix)  # NumPy keeps a float64 matrix when JAX's 64-bit flag is off
+        if not np.max(np.abs(matrix - matrix.T)) <= 1e-6 * np.max(np.abs(matrix)):  # false for NaN too
+            raise ValueError("metric is not symmetric positive definite: it is not symmetric. Pass (M + M.T)/2.")
         self.values, self.vectors = np.linalg.eigh(matrix)
-        if not (np.allclose(matrix, matrix.T, rtol=1e-6) and self.values[0] > 0):
+        if not self.values[0] > 0:
             raise ValueError(
-                f"metric is not symmetric positive definite (smallest eigenvalue {self.values[0]:.3g}). "
-                "Pass (M + M.T)/2 with positive eigenvalues."
+                f"metric is not symmetric positive definite: its smallest eigenvalue is {self.values[0]:.3g}."
             )
 
     def _spectral(self, f: Array, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
@@ -126,7 +127,13 @@ def as_metric(metric: Any, size: int) -> AbstractMetric:
     if isinstance(metric, (Dense, Diagonal)):
         found = metric.vectors.shape[0] if isinstance(metric, Dense) else metric.diagonal.shape[0]
     elif isinstance(metric, AbstractMetric):
-        return metric
+        try:
+            found = jax.eval_shape(metric, jax.ShapeDtypeStruct((size,), jnp.result_type(float))).shape[0]
+        except (TypeError, ValueError) as error:
+            name = type(metric).__name__
+            raise ValueError(
+                f"metric is a {name} that does not act on vectors of {size} parameters: {error}"
+            ) from error
     elif isinstance(metric, (str, bytes)) or callable(metric):
         raise _unknown(metric)
     elif isinstance(metric, (np.ndarray, jnp.ndarray)) and np.ndim(metric) == 2:
