@@ -146,8 +146,8 @@ def slow_rate(lr: float, b2: float) -> float:
     return (1 - b2) / lr**2
 
 
-def _no_state(gradient: PyTree) -> tuple[()]:
-    return ()
+def _no_state(gradient: PyTree) -> None:
+    return None
 
 
 def _euclidean(v: PyTree) -> mf.Identity:

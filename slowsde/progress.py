@@ -9,11 +9,13 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import io_callback
 from jaxtyping import Array
 
 PATIENCE = 2.0  # seconds before anything is shown
-_starts: dict[str, float] = {}
+STEP = 0.01  # the fraction of a run between reports
+_started: dict[str, float] = {}
 
 
 class ProgressMeter(dfx.AbstractProgressMeter[Array]):
@@ -22,37 +24,39 @@ class ProgressMeter(dfx.AbstractProgressMeter[Array]):
     name: str = eqx.field(static=True)
 
     def init(self) -> Array:
-        return _call(self.name, jnp.asarray(0.0))
+        def start() -> np.ndarray:
+            _started[self.name] = time.monotonic()
+            return np.float32(0)
+
+        return eqxi.nonbatchable(io_callback(start, jax.ShapeDtypeStruct((), jnp.float32)))
 
     def step(self, state: Array, progress: Any) -> Array:
-        # Under vmap every path has its own progress: report the slowest, once it has gained a percent.
-        advanced = eqxi.unvmap_all(progress - state > 0.01)
+        # Under vmap every path has its own progress: the slowest counts. A pure callback, because JAX allows no other
+        # kind inside a batched condition; its value is the state, so that it is not dropped.
+        slowest = -eqxi.unvmap_max(-jnp.asarray(progress, jnp.float32))
+
+        def report(now: Any, before: np.ndarray) -> np.ndarray:
+            self._show(float(np.min(now)))
+            return np.full_like(before, np.min(now))
+
         return jax.lax.cond(
-            eqxi.nonbatchable(advanced),
-            lambda done: _call(self.name, done),
-            lambda done: state.astype(done.dtype),
-            jnp.asarray(progress, state.dtype),
+            eqxi.nonbatchable(eqxi.unvmap_all(slowest - state > STEP)),
+            lambda before: jax.pure_callback(report, before, slowest, before, vmap_method="expand_dims"),
+            lambda before: before,
+            state,
         )
 
     def close(self, state: Array) -> None:
-        _call(self.name, jnp.ones_like(state))
+        io_callback(lambda _: self._show(1.0), None, eqxi.unvmap_max(state))
+
+    def _show(self, fraction: float) -> None:
+        seconds = time.monotonic() - _started.get(self.name, time.monotonic())
+        if seconds > PATIENCE:
+            end = "\n" if fraction >= 1 else ""
+            print(f"\r{self.name} {100 * fraction:4.0f} %  {seconds:5.0f} s", end=end, file=sys.stderr, flush=True)
 
 
 def meter(name: str, progress: bool | None) -> dfx.AbstractProgressMeter[Any]:
     """The meter of a run; `progress=None` shows it when stderr is a terminal."""
     show = sys.stderr.isatty() if progress is None else progress
     return ProgressMeter(name) if show else dfx.NoProgressMeter()
-
-
-def _call(name: str, done: Array) -> Array:
-    def report(value: Any) -> Any:
-        fraction = float(value)
-        if fraction == 0 or name not in _starts:
-            _starts[name] = time.monotonic()
-        seconds = time.monotonic() - _starts[name]
-        if seconds > PATIENCE:
-            end = "\n" if fraction >= 1 else ""
-            print(f"\r{name} {100 * fraction:4.0f} %  {seconds:5.0f} s", end=end, file=sys.stderr, flush=True)
-        return value
-
-    return io_callback(report, jax.ShapeDtypeStruct((), done.dtype), eqxi.unvmap_max(done), ordered=False)

@@ -19,7 +19,7 @@ from manifolds.return_map import gauss_newton_return
 
 from .coefficients import SlowSDE
 
-State = tuple[Float[Array, " p"], PyTree]  # (ζ, v); v is None in the quasi-static limit
+State = tuple[Float[Array, " p"], PyTree]  # (ζ, v); v is None where it has no motion of its own
 
 
 class SlowState(eqx.Module):
@@ -29,13 +29,13 @@ class SlowState(eqx.Module):
     floor: Float[Array, ""]  # eigenvalues of H' below this mean that the rank was lost
 
     def v(self, state: State) -> PyTree:
-        """The optimizer state: its own variable, or the equilibrium V(Σ(ζ)) in the quasi-static limit."""
+        """The optimizer state: its own variable, or V(Σ(ζ)) in the quasi-static limit and for a stateless method."""
         x, v = state
-        return self.sde.equilibrium(x) if self.sde.optimizer.quasi_static else v
+        return _or_none(self.sde.equilibrium(x)) if v is None else v
 
     def initial(self, x: Float[Array, " p"], v: PyTree) -> State:
         """The state at a point of Γ."""
-        return x, None if self.sde.optimizer.quasi_static else v
+        return x, None if self.sde.optimizer.quasi_static else _or_none(v)
 
     def returned(self, state: State) -> tuple[State, Bool[Array, ""]]:
         """The state with ζ returned to Γ in the metric S(v), and whether it arrived at a regular point."""
@@ -43,6 +43,11 @@ class SlowState(eqx.Module):
         found = gauss_newton_return(self.sde.loss, x, self.sde.metric(self.v(state)), self.sde.rank)
         regular = found.converged & (found.smallest > self.floor) & jnp.all(jnp.isfinite(found.point))
         return (jnp.where(regular, found.point, x), v), regular
+
+
+def _or_none(v: PyTree) -> PyTree:
+    """v, or None if it has no leaves: Diffrax cannot save an empty tuple."""
+    return v if jax.tree.leaves(v) else None
 
 
 class SlowFlow(eqx.Module):
