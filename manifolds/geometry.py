@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, PyTree
 
 from . import second_order
 from .coordinates import Coordinates, ravel
-from .limit_map import LimitPoint, ManifoldError, check_limit, limit_point
+from .flow_limit import LimitPoint, ManifoldError, check_limit, limit_point
 from .losses import AbstractLoss, ScalarLoss
 from .metrics import AbstractMetric, as_metric
 from .precision import in_working_precision, is_traced
-from .return_map import gauss_newton_return
+from .return_map import Returned, gauss_newton_return, rank_on_manifold
 
 Loss = AbstractLoss | Callable[[PyTree], Any]
 
@@ -148,7 +148,11 @@ def second_derivative(loss: Loss, x: PyTree, metric: Any, factor: Float[Array, "
 
 
 _limit_point = eqx.filter_jit(limit_point)
-_return = eqx.filter_jit(gauss_newton_return)
+
+
+@eqx.filter_jit
+def _return(loss: AbstractLoss, x: Array, metric: AbstractMetric, rank: Array | None) -> Returned:
+    return gauss_newton_return(loss, x, metric, rank_on_manifold(loss, x, metric) if rank is None else rank)
 
 
 def _on_coordinates(loss: Loss, x: PyTree, metric: Any) -> tuple[AbstractLoss, Array, AbstractMetric, Coordinates]:

@@ -48,7 +48,7 @@ def working_precision(dtype: Any) -> Iterator[np.dtype]:
     if dtype == np.dtype("float32") and "float32" not in _warned:
         _warned.add("float32")
         warnings.warn(
-            "Computing in float32: expect drift coefficients to about 1e-3 relative and points to 1e-6. Use the "
+            "Computing in float32: expect drift coefficients to about 1e-3 relative and points to 1e-5. Use the "
             "default dtype='float64' where that matters.",
             stacklevel=4,
         )

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .losses import AbstractLoss
 from .metrics import AbstractMetric
+from .normal_space import rank_tolerance
 
 Vector = Float[Array, " p"]
 
@@ -23,7 +24,7 @@ class Returned(eqx.Module):
 
     point: Vector
     converged: Bool[Array, ""]
-    smallest: Float[Array, ""]  # the smallest nonzero and the largest eigenvalue of H' met last
+    smallest: Float[Array, ""]  # the last of the `rank` eigenvalues of H' and the largest, as met last
     largest: Float[Array, ""]
 
 
@@ -36,7 +37,9 @@ def gauss_newton_return(
 ) -> Returned:
     """Iterate until a step is so short that the next, by quadratic convergence, is rounding error.
 
-    `converged` is False after `max_steps`, or where a step is not finite or longer than 10 + 10|x|.
+    `rank` is that of H on Γ: off Γ it cannot be counted, and None takes every eigenvalue for a normal one (see
+    `rank_on_manifold`). `converged` is False after `max_steps`, where a step is not finite or longer than 10 + 10|x|,
+    and where the curvature along a normal direction is not positive or a slope is left.
     """
     scale = 1 + jnp.linalg.norm(x)
     short = jnp.finfo(x.dtype).eps ** 0.5 * scale  # then the next step is of order eps
@@ -49,9 +52,18 @@ def gauss_newton_return(
         y, _, count, _, _ = carry
         normal = loss.normal_space(y, metric, rank)
         move = loss.newton_step(y, normal)
-        return y - move, jnp.linalg.norm(move), count + 1, normal.smallest, normal.largest
+        # By position, not by mask: an eigenvalue that is no longer positive is masked.
+        smallest = normal.smallest if rank is None else normal.values[jnp.maximum(rank, 1) - 1]
+        return y - move, jnp.linalg.norm(move), count + 1, smallest, normal.largest
 
     zero = jnp.zeros((), x.dtype)
     first = step((x, zero, jnp.asarray(0), zero, zero))
     point, length, _, smallest, largest = jax.lax.while_loop(unfinished, step, first)
-    return Returned(point, length <= short, smallest, largest)
+    slope = jnp.linalg.norm(metric.sqrt(loss.gradient(point)))
+    level = slope <= rank_tolerance(x.dtype) * largest * (1 + jnp.linalg.norm(metric.inv_sqrt(point)))
+    return Returned(point, (length <= short) & (smallest > 0) & level, smallest, largest)
+
+
+def rank_on_manifold(loss: AbstractLoss, x: Vector, metric: AbstractMetric) -> Int[Array, ""]:
+    """The rank of H on Γ near x. At x itself the tangential eigenvalues are only as small as the distance to Γ."""
+    return loss.normal_space(gauss_newton_return(loss, x, metric).point, metric).rank
