@@ -7,5 +7,5 @@ from .discrete import run_discrete
 from .noise import GaussianNoise, LabelNoise, MinibatchNoise
 from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate
 from .problems import EmpiricalRisk, LeastSquares, Problem, from_sympy
-from .simulate import simulate
+from .simulate import simulate, to_manifold
 from .trajectory import Result, RunError, Trajectory, load

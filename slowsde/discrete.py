@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from manifolds.limit_map import check_limit, limit_point
+from manifolds.flow_limit import check_limit, limit_point
 from manifolds.precision import cast, to_numpy, working_precision
 
 from . import checks
@@ -108,7 +108,7 @@ def run_discrete(
         ts=times,
         params=chart.unravel(np.where(good[..., None], xs, np.nan)),
         v=vs,
-        metrics={name: np.where(good, values, np.nan) for name, values in found.items()},
+        metrics={name: np.where(good, found[name], np.nan) for name in named},
         stats={
             "lr": float(lr),
             "b2": b2,

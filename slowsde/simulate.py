@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 import manifolds as mf
-from manifolds.limit_map import LimitPoint, check_limit, limit_point
+from manifolds import limit_map
+from manifolds.coordinates import Coordinates
+from manifolds.flow_limit import LimitPoint, check_limit, limit_point
 from manifolds.normal_space import rank_tolerance
 from manifolds.precision import cast, to_numpy, working_precision
 
@@ -118,12 +120,15 @@ def simulate(
         codes, whens = _explain(slow, failed, ended)
         saved = to_numpy((xs, vs, residual, found))
         xs, vs, residual, found = _blank_failed(np.isfinite(saved[2]), saved)
-    repeat = lambda tree: jax.tree.map(lambda leaf: np.repeat(leaf, copies, axis=0), tree)  # noqa: E731
+
+    def repeat(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: np.repeat(leaf, copies, axis=0), tree)
+
     trajectory = Trajectory(
         ts=times,
         params=chart.unravel(repeat(xs)),
         v=repeat(vs),
-        metrics=repeat(found),
+        metrics={name: repeat(found[name]) for name in named},
         stats={
             "route": type(sde.loss).__name__,
             "solver": "tsit5" if adaptive else "euler",
@@ -138,6 +143,29 @@ def simulate(
         label="slow",
     )
     return finish(trajectory, whens, throw)
+
+
+def to_manifold(
+    problem: AbstractProblem,
+    params: PyTree,
+    metric: Any = None,
+    *,
+    route: str = "auto",
+    rank: int | None = None,
+    dtype: Any = "float64",
+) -> PyTree:
+    """Φ_S(params): train `params` to the manifold of minimizers of a problem by its preconditioned gradient flow.
+
+    `manifolds.limit_map` by the problem's own route. `metric` is S (None: plain gradient flow, see
+    `manifolds.as_metric`). Raises `manifolds.ManifoldError` (a ValueError) where the flow reaches no regular minimizer.
+
+    Example:
+        >>> start = to_manifold(problem, params0)
+    """
+    with working_precision(dtype) as precision:
+        problem, params, metric = cast((problem, params, metric), precision)
+        chart = Coordinates.of(params)
+        return limit_map(problem.flat_loss(chart, route), params, metric, rank=rank, dtype=precision)
 
 
 def start_on_manifold(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> tuple[SlowState, LimitPoint, PyTree]:
