@@ -10,12 +10,14 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .gradient_flow import GradientFlow, RosenbrockFlow
 from .losses import AbstractLoss
 from .metrics import AbstractMetric
 from .normal_space import rank_tolerance
+from .precision import is_traced
 from .return_map import gauss_newton_return, rank_on_manifold
 
 Vector = Float[Array, " p"]
@@ -49,6 +51,13 @@ class LimitPoint(eqx.Module):
 
 class ManifoldError(ValueError):
     """A point from which no regular point of a manifold of minimizers is reached."""
+
+
+def as_rank(rank: Any, size: int) -> Int[Array, ""] | None:
+    """The rank of H on Γ as an array, None for one that is to be counted. ValueError unless it is in 1, ..., p."""
+    if rank is not None and not is_traced(rank) and not (np.ndim(rank) == 0 and rank in range(1, size + 1)):
+        raise ValueError(f"rank={rank!r} must be a positive integer, at most the number {size} of parameters, or None.")
+    return None if rank is None else jnp.asarray(rank, int)
 
 
 def limit_point(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from . import second_order
 from .coordinates import Coordinates, ravel
-from .flow_limit import LimitPoint, ManifoldError, check_limit, limit_point
+from .flow_limit import LimitPoint, ManifoldError, as_rank, check_limit, limit_point
 from .losses import AbstractLoss, ScalarLoss
 from .metrics import AbstractMetric, as_metric
 from .precision import in_working_precision, is_traced
@@ -34,8 +34,8 @@ def limit(loss: Loss, x: PyTree, metric: Any = None, *, rank: int | None = None,
         >>> found.rank, found.distance
         (array(1), array(1.))
     """
-    loss, x, metric, _ = _on_coordinates(loss, x, metric)
-    found = _limit_point(loss, x, metric, None if rank is None else jnp.asarray(rank), **options)
+    loss, x, metric, chart = _on_coordinates(loss, x, metric)
+    found = _limit_point(loss, x, metric, as_rank(rank, chart.size), **options)
     if not is_traced(found):
         check_limit(found, "x")
     return found
@@ -60,7 +60,7 @@ def limit_map(loss: Loss, x: PyTree, metric: Any = None, *, rank: int | None = N
         array([1., 0.])
     """
     loss, x, metric, chart = _on_coordinates(loss, x, metric)
-    found = _limit_point(loss, x, metric, None if rank is None else jnp.asarray(rank), **options)
+    found = _limit_point(loss, x, metric, as_rank(rank, chart.size), **options)
     if not is_traced(found):
         check_limit(found, "x")
     return chart.unravel(found.point)
@@ -78,7 +78,7 @@ def return_to_manifold(loss: Loss, x: PyTree, metric: Any = None, *, rank: int |
         array([1., 0.])
     """
     loss, x, metric, chart = _on_coordinates(loss, x, metric)
-    returned = _return(loss, x, metric, None if rank is None else jnp.asarray(rank))
+    returned = _return(loss, x, metric, as_rank(rank, chart.size))
     if not is_traced(returned) and not bool(returned.converged):
         raise ManifoldError("The Gauss–Newton return from x did not converge: x is too far from Γ. Use limit_map.")
     return chart.unravel(returned.point)

@@ -42,7 +42,10 @@ def working_precision(dtype: Any) -> Iterator[np.dtype]:
 
     Warns once in float32, whose rounding (1e-7) leaves about three digits in the third derivatives.
     """
-    dtype = np.dtype(dtype)
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"dtype={dtype!r} is not a dtype. Use 'float64' (the default) or 'float32'.") from None
     if dtype not in (np.dtype("float64"), np.dtype("float32")):
         raise ValueError(f"dtype={dtype} is not supported. Use 'float64' (the default) or 'float32'.")
     if dtype == np.dtype("float32") and "float32" not in _warned:

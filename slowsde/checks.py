@@ -4,8 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from manifolds.coordinates import Coordinates, ravel
 from manifolds.geometry import check_loss
@@ -52,12 +53,19 @@ def check_on_manifold(sde: SlowSDE, x: Vector, v: PyTree) -> None:
     check_state(sde, x, v, "v")
     if is_traced(sde, x, v):
         return
-    step = float(jnp.linalg.norm(sde.loss.newton_step(x, sde.normal_space(x, v))))
-    limit = float(jnp.finfo(x.dtype).eps ** 0.5 * (1 + jnp.linalg.norm(x)))
+    metric, normal = sde.metric(v), sde.normal_space(x, v)
+    rounding = jnp.finfo(x.dtype).eps ** 0.5
+    step, limit = float(jnp.linalg.norm(sde.loss.newton_step(x, normal))), float(rounding * (1 + jnp.linalg.norm(x)))
     if not step < limit:
         raise ValueError(
             f"params is not on the manifold of minimizers: Newton's step towards it has length {step:.3g}, more than "
             f"{limit:.2g}. Move it there first with manifolds.limit_map(loss, params, metric)."
+        )
+    slope = jnp.linalg.norm(metric.sqrt(sde.loss.gradient(x)))
+    if not slope <= rounding * normal.largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x))):
+        raise ValueError(
+            f"params is not on the manifold of minimizers: the loss has a slope there ({float(slope):.3g}). Move it "
+            "there first with manifolds.limit_map(loss, params, metric)."
         )
 
 
@@ -73,16 +81,35 @@ def check_noise_on_manifold(sde: SlowSDE, x: Vector, curvature: Any) -> None:
 
 def save_times(save_at: Any, t0: float, t1: float) -> np.ndarray:
     """The saved times: `save_at` equally spaced ones from t0 to t1, or those given. ValueError on a bad t1 or save_at."""
-    if not (np.isfinite(t0) and np.isfinite(t1) and t1 > t0):
-        raise ValueError(f"t1={t1} must be finite and larger than t0={t0}: slow time runs forward, t = kη².")
+    if not (is_finite(t0) and is_finite(t1) and t1 > t0):
+        raise ValueError(f"t1={t1!r} must be finite and larger than t0={t0!r}: slow time runs forward, t = kη².")
     if isinstance(save_at, (int, np.integer)):
         if save_at < 2:
             raise ValueError(f"save_at={save_at} must be at least 2 times (start and end), or an array of times.")
         return np.linspace(t0, t1, int(save_at))
-    times = np.asarray(save_at, dtype=float)
-    if times.ndim != 1 or times.size == 0 or np.any(np.diff(times) <= 0) or times[0] < t0 or times[-1] > t1:
+    try:
+        times = np.asarray(save_at, dtype=float)
+    except (TypeError, ValueError):
+        times = np.zeros(0)
+    if times.ndim != 1 or times.size == 0 or not (np.all(np.diff(times) > 0) and t0 <= times[0] <= times[-1] <= t1):
         raise ValueError(f"save_at={save_at} must be a number of times or increasing times within [{t0}, {t1}].")
     return times
+
+
+def is_finite(value: Any) -> bool:
+    """Whether `value` is one finite real number (and no string, None or array)."""
+    array = np.asarray(value)
+    return array.ndim == 0 and array.dtype.kind in "iuf" and bool(np.isfinite(array))
+
+
+def check_key(key: Any) -> PRNGKeyArray:
+    """The key, `jax.random.key(0)` for None; ValueError for anything else."""
+    try:
+        key = jr.key(0) if key is None else key
+        jr.fold_in(key, 0)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"key={key!r} must be one random key, such as jax.random.key(0).") from error
+    return key
 
 
 def check_paths(paths: Any) -> int:

@@ -10,7 +10,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from manifolds.flow_limit import check_limit, limit_point
+from manifolds.coordinates import check_parameters
+from manifolds.flow_limit import as_rank, check_limit, limit_point
 from manifolds.precision import cast, to_numpy, working_precision
 
 from . import checks
@@ -72,7 +73,9 @@ def run_discrete(
     b2 = _second_momentum(optimizer, lr)
     steps = _saved_steps(checks.save_times(save_at, 0.0, t1), lr)
     paths = checks.check_paths(paths)
+    key = checks.check_key(key)
     named = as_metrics(metrics)
+    check_parameters(params0)
     with working_precision(dtype) as precision:
         problem, optimizer, params0, v0 = cast((problem, optimizer, params0, v0), precision)
         chart, x0 = checks.check_inputs(problem, optimizer, params0)
@@ -85,7 +88,7 @@ def run_discrete(
         xs, vs = _run(
             sde,
             (x0, jnp.zeros_like(x0), v0),
-            jr.key(0) if key is None else key,
+            key,
             jnp.asarray(steps),
             jnp.asarray(lr, precision),
             jnp.asarray(b2, precision),
@@ -124,7 +127,7 @@ def run_discrete(
 
 
 def _second_momentum(optimizer: AGM, lr: float) -> float:
-    if not (np.isscalar(lr) and np.isfinite(lr) and lr > 0):
+    if not (checks.is_finite(lr) and lr > 0):
         raise ValueError(f"lr={lr!r} must be a positive number.")
     if not isinstance(optimizer, AGM):
         raise ValueError(f"optimizer={optimizer!r} must be an AGM, such as sgd(), adam(c=1.0) or AGM(V, S, c).")
@@ -148,7 +151,7 @@ def _saved_steps(times: np.ndarray, lr: float) -> np.ndarray:
 
 def _at_rank(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> SlowSDE:
     """The slow SDE with the rank of H found at the end of the flow from x0; a ManifoldError there comes early."""
-    start = _limit(sde.loss, x0, sde.metric(v0), None if rank is None else jnp.asarray(rank))
+    start = _limit(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
     try:
         check_limit(start)
     except ValueError as error:

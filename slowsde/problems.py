@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import sympy
 from jaxtyping import Array, Float, PyTree
 
@@ -116,7 +117,15 @@ class LeastSquares(AbstractProblem):
         return 0.5 * jnp.sum((jnp.ravel(self.predict(params, x)) - jnp.ravel(y)) ** 2)
 
     def least_squares_loss(self, chart: Coordinates) -> mf.LeastSquaresLoss:
-        """The loss on flat coordinates with its residuals and Jacobian."""
+        """The loss on flat coordinates with its residuals and Jacobian; ValueError if targets do not fit predict."""
+        one = jax.tree.map(lambda leaf: leaf[0], self.inputs)
+        point = jax.ShapeDtypeStruct((chart.size,), jnp.result_type(float))
+        found = jax.eval_shape(lambda x: self.predict(chart.unravel(x), one), point)
+        if np.prod(np.shape(found)) * self.num_samples != self.targets.size:
+            raise ValueError(
+                f"targets has shape {self.targets.shape}, but predict returns shape {np.shape(found)} for each of the "
+                f"{self.num_samples} inputs."
+            )
         return mf.LeastSquaresLoss(self.predict, self.inputs, self.targets, like=chart)
 
     def flat_loss(self, chart: Coordinates, route: str = "auto") -> mf.AbstractLoss:

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 import manifolds as mf
 from manifolds import limit_map
-from manifolds.coordinates import Coordinates
-from manifolds.flow_limit import LimitPoint, check_limit, limit_point
+from manifolds.coordinates import Coordinates, check_parameters
+from manifolds.flow_limit import LimitPoint, as_rank, check_limit, limit_point
 from manifolds.normal_space import rank_tolerance
 from manifolds.precision import cast, to_numpy, working_precision
 
@@ -92,7 +92,9 @@ def simulate(
     started = time.perf_counter()
     times = checks.save_times(save_at, t0, t1)
     paths = checks.check_paths(paths)
+    key = checks.check_key(key)
     named = as_metrics(metrics)
+    check_parameters(params0)
     with working_precision(dtype) as precision:
         problem, optimizer, params0, v0 = cast((problem, optimizer, params0, v0), precision)
         chart, x0 = checks.check_inputs(problem, optimizer, params0)
@@ -101,7 +103,6 @@ def simulate(
         copies = 1 if sde.diffuses else paths
         slow, start, v0 = start_on_manifold(sde, x0, v0, rank)
         check_metrics(named, slow.sde, start.point, v0)
-        key = jr.key(0) if key is None else key
         grid = None if adaptive else step_grid(times, t0, t1, dt)
         xs, vs, residual, steps, failed, ended = _integrate(
             slow,
@@ -172,7 +173,7 @@ def start_on_manifold(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> 
     """Φ_{S(v0)}(x0), checked, with the slow SDE on Γ at its rank and the state v0 there."""
     v0 = sde.equilibrium(x0) if v0 is None else v0
     checks.check_state(sde, x0, v0)
-    start = _limit(sde.loss, x0, sde.metric(v0), None if rank is None else jnp.asarray(rank))
+    start = _limit(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
     check_limit(start)
     _check_interpolation(sde, start)
     checks.check_noise_on_manifold(sde, start.point, start.spectrum[0])
@@ -188,8 +189,8 @@ def start_on_manifold(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> 
 def step_grid(times: np.ndarray, t0: float, t1: float, dt: float | None) -> np.ndarray:
     """Equal steps of at most dt between saved times, so that every saved time is the end of a step."""
     dt = (t1 - t0) / 1000 if dt is None else dt
-    if not dt > 0:
-        raise ValueError(f"dt={dt} must be positive.")
+    if not (checks.is_finite(dt) and dt > 0):
+        raise ValueError(f"dt={dt!r} must be a positive number.")
     knots = np.unique(np.concatenate([[t0], times, [t1]]))
     counts = np.maximum(1, np.ceil(np.diff(knots) / dt * (1 - 1e-9)).astype(int))
     pieces = [np.linspace(a, b, n, endpoint=False) for a, b, n in zip(knots[:-1], knots[1:], counts, strict=True)]
