@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from manifolds.coordinates import Coordinates, ravel
+from manifolds.precision import in_working_precision
 
 from .coefficients import SlowSDE
 from .problems import AbstractProblem
@@ -29,6 +30,7 @@ class Metric:
     name: str
     function: Callable[[SlowSDE, Vector, PyTree], Array]
 
+    @in_working_precision
     def __call__(self, problem: AbstractProblem, params: PyTree, optimizer: Any = None, v: PyTree = None) -> Array:
         """The metric at params; metrics of the preconditioned geometry also need `optimizer` and `v`."""
         chart = Coordinates.of(params)

@@ -188,7 +188,7 @@ def _batch(data: PyTree, num_samples: int, batch_size: int | None, key: PRNGKeyA
     if batch_size is None:
         return data
     rows = jr.randint(key, (batch_size,), 0, num_samples)
-    return jax.tree.map(lambda leaf: leaf[rows], data)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
 
 
 def _mean_gradient(
