@@ -219,12 +219,13 @@ def _check_interpolation(sde: SlowSDE, start: LimitPoint) -> None:
 
 def _explain(slow: SlowState, failed: Array, ended: Any) -> tuple[np.ndarray, np.ndarray]:
     """Result codes (paths,) and the slow times at which the failed paths ended."""
-    when, (x, v), too_long = ended
+    when, (x, v), too_long, jumped = ended
     codes = np.zeros(failed.shape, int)
     if bool(jnp.any(failed)):
         smallest, finite = _diagnose(slow, (x, v))
+        lost = np.asarray(jumped) | (np.asarray(smallest) < slow.floor * 1e4)
         codes = np.select(
-            [~np.asarray(failed), np.asarray(too_long), ~np.asarray(finite), np.asarray(smallest) < slow.floor * 1e4],
+            [~np.asarray(failed), np.asarray(too_long), ~np.asarray(finite), lost],
             [Result.SUCCESS, Result.MAX_STEPS, Result.NON_FINITE, Result.RANK_LOST],
             Result.LEFT_MANIFOLD,
         )
@@ -313,6 +314,7 @@ def _integrate(
             solution.ts[1][-1],
             jax.tree.map(lambda leaf: leaf[-1], last),
             solution.result == dfx.RESULTS.max_steps_reached,
+            solution.result == dfx.RESULTS.dt_min_reached if grid is not None else jnp.asarray(False),
         )
         return xs, vs, residual, solution.stats["num_steps"], solution.result != dfx.RESULTS.successful, ended
 

@@ -116,6 +116,8 @@ class ManifoldEuler(dfx.AbstractItoSolver):
 
     The return has the second derivative of Φ_S along Γ, so it adds the normal drift −½ S^½(H')⁺S^½ T[Σ_∥] h by itself;
     the frozen-ζ equation for v is solved exactly, so that a large c does not limit the step.
+
+    A step along which the last eigenvalue of H', continued linearly, would vanish ends with `dt_min_reached`.
     """
 
     slow: SlowState
@@ -141,7 +143,8 @@ class ManifoldEuler(dfx.AbstractItoSolver):
         sde = self.slow.sde
         x, v = y0
         normal = sde.normal_space(x, self.slow.v(y0))
-        x_star = x + h * sde.tangential_drift(x, normal) + sde.diffusion(x, normal) @ dW
+        move = h * sde.tangential_drift(x, normal) + sde.diffusion(x, normal) @ dW
+        x_star = x + move
         found = gauss_newton_return(sde.loss, x_star, normal.metric, sde.rank)
         regular = found.converged & (found.smallest > self.slow.floor) & jnp.all(jnp.isfinite(found.point))
         if v is not None:
@@ -149,6 +152,11 @@ class ManifoldEuler(dfx.AbstractItoSolver):
             v = jax.tree.map(lambda target, now: target + kept * (now - target), sde.equilibrium(x), v)
         y1 = (found.point, v)
         result = dfx.RESULTS.where(regular, dfx.RESULTS.successful, dfx.RESULTS.nonlinear_divergence)
+        # A step of fixed length may jump over the point where the rank is lost: does the last eigenvalue reach zero?
+        last = jnp.maximum(sde.rank, 1) - 1
+        axis = normal.metric.sqrt(normal.lift(jax.nn.one_hot(last, normal.values.shape[0], dtype=x.dtype)[:, None]))
+        slope = sde.loss.contract_factors(x, axis, axis) @ move
+        result = dfx.RESULTS.where(normal.values[last] + slope > 0, result, dfx.RESULTS.dt_min_reached)
         return y1, None, dict(y0=y0, y1=y1), None, result
 
 

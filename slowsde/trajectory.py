@@ -30,7 +30,7 @@ class Result(enum.IntEnum):
         return {
             Result.SUCCESS: "successful",
             Result.LEFT_MANIFOLD: "the return to the manifold did not converge; use a smaller step (dt or rtol)",
-            Result.RANK_LOST: "the rank of the Hessian dropped, so the manifold is singular there",
+            Result.RANK_LOST: "the rank of the Hessian drops, so the manifold is singular there (or dt is too long to tell)",
             Result.NON_FINITE: "the state became non-finite; use a smaller step (dt or lr)",
             Result.MAX_STEPS: "max_steps was reached; the flow is stiff there: raise eps or max_steps",
         }[self]
