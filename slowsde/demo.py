@@ -38,7 +38,7 @@ def sparse_regression(paths: int = 16) -> dict[str, Comparison]:
         "test_error": lambda p: jnp.sum((weights(p) - truth) ** 2),  # E over fresh inputs of (f(z) − y)²
     }
     found = {}
-    for name, optimizer, t1, lr in [("SGD", ss.sgd(), 24.0, 0.03), ("Adam", ss.adam(c=5.0, eps=1e-2), 0.6, 0.003)]:
+    for name, optimizer, t1, lr in [("SGD", ss.sgd(), 24.0, 0.03), ("Adam", ss.adam(c=5.0, eps=1e-2), 1.0, 0.004)]:
         times = np.concatenate([[0.0], np.geomspace(t1 / 300, t1, 30)])
         slow = ss.simulate(problem, optimizer, start, t1, save_at=times, metrics=metrics)
         fast = ss.run_discrete(problem, optimizer, start, t1, lr=lr, paths=paths, save_at=times, metrics=metrics)
@@ -95,7 +95,7 @@ def plot_sparse_regression(found: dict[str, Comparison], fig: Any = None) -> Any
         if observable == "l1_norm":
             ax.axhline(5, color="0.5", linewidth=0.8, linestyle=":")
             ax.annotate("truth", (2e-3, 5.05), color="0.4", fontsize=7)
-    axes[0].legend(frameon=False, fontsize=7, loc="lower left")
+    axes[-1].legend(frameon=False, fontsize=7, loc="lower left")
     return fig
 
 
