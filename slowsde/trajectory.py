@@ -30,7 +30,7 @@ class Result(enum.IntEnum):
         return {
             Result.SUCCESS: "successful",
             Result.LEFT_MANIFOLD: "the return to the manifold did not converge; use a smaller step (dt or rtol)",
-            Result.RANK_LOST: "the rank of the Hessian drops, so the manifold is singular there (or dt is too long to tell)",
+            Result.RANK_LOST: "the rank of the Hessian drops, so Γ is singular there (or dt is too long to tell)",
             Result.NON_FINITE: "the state became non-finite; use a smaller step (dt or lr)",
             Result.MAX_STEPS: "max_steps was reached; the flow is stiff there: raise eps or max_steps",
         }[self]
@@ -74,7 +74,7 @@ class Trajectory:
     @property
     def final_params(self) -> PyTree:
         """params at the last saved time, leaves (paths, ...)."""
-        return jax.tree.map(lambda leaf: leaf[:, -1] if eqx.is_array_like(leaf) else leaf, self.params)
+        return jax.tree.map(lambda leaf: leaf[:, -1] if _is_array(leaf) else leaf, self.params)
 
     def to_xarray(self) -> Any:
         """An xarray.Dataset: metrics (path, time), params and v leaves (path, time, ...). Needs the `files` extra."""
@@ -104,8 +104,12 @@ class Trajectory:
         header = {"structure": structure, "stats": _plain(self.stats), "label": self.label, "format": 1}
         arrays["header"] = np.array(json.dumps(header))
         with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(file.name, target)
+            try:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+                os.replace(file.name, target)
+            except BaseException:
+                os.unlink(file.name)
+                raise
         return target
 
 
@@ -141,9 +145,9 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Trajectory:
         for group in ("params", "v"):
             leaves = [file[f"{group}/{i}"] for i in range(sum(name.startswith(group + "/") for name in file.files))]
             trees[group] = _rebuild(header["structure"][group], iter(leaves))
-        if like is not None:
-            flat = [leaf.reshape(leaf.shape[:2] + (-1,)) for _, leaf in _named_leaves(trees["params"])]
-            trees["params"] = Coordinates.of(like).unravel(np.concatenate(flat, axis=-1))
+            if group == "params" and like is not None:  # the leaves in the order of the file, which is that of `like`
+                flat = [leaf.reshape((*leaf.shape[:2], -1)) for leaf in leaves]
+                trees[group] = Coordinates.of(like).unravel(np.concatenate(flat, axis=-1))
         return Trajectory(
             file["ts"], trees["params"], trees["v"], metrics, header["stats"], file["result"], header["label"]
         )
@@ -151,7 +155,11 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Trajectory:
 
 def _named_leaves(tree: PyTree) -> list[tuple[str, np.ndarray]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves if eqx.is_array_like(leaf)]
+    return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves if _is_array(leaf)]
+
+
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, np.ndarray)
 
 
 def _describe(tree: PyTree) -> Any:
@@ -160,7 +168,7 @@ def _describe(tree: PyTree) -> Any:
         return {"dict": {key: _describe(tree[key]) for key in sorted(tree)}}
     if type(tree) in (list, tuple):
         return {type(tree).__name__: [_describe(item) for item in tree]}
-    if tree is None or eqx.is_array_like(tree):
+    if tree is None or _is_array(tree):
         return None if tree is None else "*"
     return {"dict": {name: "*" for name, _ in _named_leaves(tree)}}
 
