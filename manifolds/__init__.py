@@ -3,8 +3,8 @@
 Knows losses and metrics; knows no optimizer, no noise and no time.
 """
 
-from .geometry import contract_third, limit, limit_map, project, projector, return_to_manifold, second_derivative
 from .flow_limit import LimitPoint, ManifoldError
+from .geometry import contract_third, limit, limit_map, project, projector, return_to_manifold, second_derivative
 from .losses import AbstractLoss, LeastSquaresLoss, ScalarLoss
 from .metrics import AbstractMetric, Dense, Diagonal, Identity, as_metric
 from .sympy_loss import sympy_function

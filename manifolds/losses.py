@@ -11,6 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 from jaxtyping import Array, Float, Int, PyTree
 
 from .coordinates import Coordinates
@@ -67,6 +68,10 @@ class AbstractLoss(eqx.Module):
     @abc.abstractmethod
     def contract_metric(self, x: Vector, metric: AbstractMetric) -> Vector:
         """T[S] = ∇⟨∇²L(x), S⟩ with S held fixed, up to a vector that Π S kills."""
+
+    @abc.abstractmethod
+    def metric_curvature(self, x: Vector, metric: AbstractMetric) -> Vector:
+        """diag of a positive semi-definite model of ∇²⟨∇²L(x), S⟩, S held fixed: how stiff the flow of T[S] is."""
 
     @abc.abstractmethod
     def normal_bending(self, x: Vector, normal: AbstractNormalSpace, tangent: Float[Array, "p k"]) -> Vector:
@@ -135,6 +140,11 @@ class ScalarLoss(AbstractLoss):
     def contract_metric(self, x: Vector, metric: AbstractMetric) -> Vector:
         columns = jnp.eye(x.shape[0], dtype=x.dtype)
         return self.contract_factors(x, columns, metric(columns))
+
+    def metric_curvature(self, x: Vector, metric: AbstractMetric) -> Vector:
+        # The diagonal by a fixed random sign vector (Hutchinson), from one directional derivative of T[S].
+        signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
+        return jnp.abs(signs * jax.jvp(lambda y: self.contract_metric(y, metric), (x,), (signs,))[1])
 
     def normal_bending(self, x: Vector, normal: AbstractNormalSpace, tangent: Float[Array, "p k"]) -> Vector:
         return normal.solve(self.contract_factors(x, tangent, tangent))
@@ -224,6 +234,12 @@ class LeastSquaresLoss(AbstractLoss):
 
     def contract_metric(self, x: Vector, metric: AbstractMetric) -> Vector:
         return jax.grad(lambda y: jnp.sum(metric.sqrt(self.jacobian(y).T) ** 2))(x)
+
+    def metric_curvature(self, x: Vector, metric: AbstractMetric) -> Vector:
+        # ⟨∇²L, S⟩ = |J S^½|² to second order: the Gauss–Newton model 2 Σ_i R_i S R_i with R_i = ∇²r_i, whose diagonal a
+        # random sign vector estimates (exactly where the R_i are diagonal).
+        signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
+        return 2 * jnp.sum(jax.jvp(self.jacobian, (x,), (metric.sqrt(signs),))[1] ** 2, axis=0)
 
     def normal_bending(self, x: Vector, normal: AbstractNormalSpace, tangent: Float[Array, "p k"]) -> Vector:
         # With J t = 0 only the second derivative of the predictions is left: S Jᵀ(J S Jᵀ)⁺ Σ_k D²r[t_k, t_k].

@@ -36,6 +36,10 @@ class AbstractMetric(eqx.Module):
     def largest(self) -> Float[Array, ""]:
         """An upper bound of the largest eigenvalue of S that is attained."""
 
+    def damped(self, damping: Float[Array, " p"]) -> "AbstractMetric | None":
+        """(S⁻¹ + Diag(damping))⁻¹, the metric of an implicit step; None where it is not as cheap as S itself."""
+        return None
+
 
 class Identity(AbstractMetric):
     """S = I: gradient flow and SGD."""
@@ -51,6 +55,9 @@ class Identity(AbstractMetric):
 
     def largest(self) -> Float[Array, ""]:
         return jnp.asarray(1.0)
+
+    def damped(self, damping: Float[Array, " p"]) -> "Diagonal":
+        return Diagonal(1 / (1 + damping))
 
 
 class Diagonal(AbstractMetric):
@@ -77,6 +84,9 @@ class Diagonal(AbstractMetric):
 
     def largest(self) -> Float[Array, ""]:
         return jnp.max(self.diagonal)
+
+    def damped(self, damping: Float[Array, " p"]) -> "Diagonal":
+        return Diagonal(self.diagonal / (1 + self.diagonal * damping))
 
 
 class Dense(AbstractMetric):

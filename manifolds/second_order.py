@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .losses import AbstractLoss
+from .metrics import AbstractMetric
 from .normal_space import AbstractNormalSpace
 
 Vector = Float[Array, " p"]
@@ -53,3 +54,8 @@ def normal_drift(loss: AbstractLoss, x: Vector, normal: AbstractNormalSpace, fac
 def sharpness_drift(loss: AbstractLoss, x: Vector, normal: AbstractNormalSpace) -> Vector:
     """−¼ Π S T[S]: what the tangential drift becomes for Σ = H, where it is the semi-gradient of ¼⟨∇²L, S⟩."""
     return -0.25 * normal.project_gradient(loss.contract_metric(x, normal.metric))
+
+
+def sharpness_curvature(loss: AbstractLoss, x: Vector, metric: AbstractMetric) -> Vector:
+    """diag of a positive semi-definite model of ∇²(¼⟨∇²L, S⟩): the damping an implicit step along it needs."""
+    return 0.25 * loss.metric_curvature(x, metric)

@@ -1,11 +1,11 @@
 """Which minimizer does my optimizer pick, and why: the slow SDE of adaptive gradient methods near a manifold."""
 
 from . import metrics, plot
-from .coefficients import Coefficients, SlowSDE, coefficients, slow_sde
-from .compare import Comparison, compare
+from .comparison import Comparison, compare
 from .discrete import run_discrete
+from .integrate import simulate, to_manifold
 from .noise import GaussianNoise, LabelNoise, MinibatchNoise
 from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate
 from .problems import EmpiricalRisk, LeastSquares, Problem, from_sympy
-from .simulate import simulate, to_manifold
+from .slow_sde import Coefficients, SlowSDE, coefficients, slow_sde
 from .trajectory import Result, RunError, Trajectory, load

@@ -18,7 +18,9 @@ def info() -> str:
             lines.append(f"{name:<12}not installed")
     lines += [f"device      {device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
     flag = "on" if jax.config.read("jax_enable_x64") else "off"
-    lines.append(f"precision   float64 by default in slowsde (JAX's own 64-bit flag is {flag}); dtype='float32' on request")
+    lines.append(
+        f"precision   float64 by default in slowsde (JAX's own 64-bit flag is {flag}); dtype='float32' on request"
+    )
     return "\n".join(lines)
 
 

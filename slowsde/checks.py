@@ -12,9 +12,9 @@ from manifolds.coordinates import Coordinates, ravel
 from manifolds.geometry import check_loss
 from manifolds.precision import is_traced
 
-from .coefficients import SlowSDE, slow_sde
 from .optimizers import AGM
 from .problems import AbstractProblem
+from .slow_sde import SlowSDE, slow_sde
 
 Vector = Float[Array, " p"]
 

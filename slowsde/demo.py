@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 import slowsde as ss
 
-from .compare import Comparison
+from .comparison import Comparison
 from .plot import LABELS, plot_comparison
 
 

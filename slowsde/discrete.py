@@ -15,11 +15,11 @@ from manifolds.flow_limit import as_rank, check_limit, limit_point
 from manifolds.precision import cast, to_numpy, working_precision
 
 from . import checks
-from .coefficients import SlowSDE, slow_sde
 from .metrics import as_metrics, check_metrics, evaluate
 from .optimizers import AGM
 from .problems import AbstractProblem
 from .progress import meter
+from .slow_sde import SlowSDE, slow_sde
 from .trajectory import Result, Trajectory, finish
 
 State = tuple[Float[Array, " p"], Float[Array, " p"], PyTree]  # (θ, m, v)

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, PyTree
 from manifolds.coordinates import Coordinates, ravel
 from manifolds.precision import in_working_precision
 
-from .coefficients import SlowSDE
 from .problems import AbstractProblem
+from .slow_sde import SlowSDE
 
 Vector = Float[Array, " p"]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .compare import Comparison
+from .comparison import Comparison
 from .trajectory import Result, Trajectory
 
 # Readable in grey: the slow curve is dark and solid, the discrete mean lighter and marked, bands are faint.

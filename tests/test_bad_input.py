@@ -38,8 +38,8 @@ def nothing_long(monkeypatch):
     def reached(*args: Any, **options: Any) -> Any:
         raise AssertionError("the integration has started")
 
-    for module, name in (("slowsde.simulate", "_integrate"), ("slowsde.discrete", "_run")):
-        monkeypatch.setattr(sys.modules[module], name, reached)  # slowsde.simulate is also a function
+    for module, name in (("slowsde.integrate", "_integrate"), ("slowsde.discrete", "_run")):
+        monkeypatch.setattr(sys.modules[module], name, reached)
 
 
 @pytest.fixture(params=[simulate, run_discrete], ids=["simulate", "run_discrete"])

@@ -89,6 +89,22 @@ class SlowSDE(eqx.Module):
             return alpha * second_order.sharpness_drift(self.loss, x, normal)
         return second_order.tangential_drift(self.loss, x, normal, self.factor(x))
 
+    def sharpness_gradient(self, x: Vector, metric: mf.AbstractMetric) -> Vector:
+        """(α/4) T[S]: the gradient of (α/4)⟨H, S⟩, S held fixed (label noise)."""
+        return 0.25 * self._noise.hessian_scale(self.problem) * self.loss.contract_metric(x, metric)
+
+    def damped_metric(self, x: Vector, metric: mf.AbstractMetric, h: Array) -> mf.AbstractMetric:
+        """(S⁻¹ + hG)⁻¹ with G a diagonal model of ∇²(α/4)⟨H, S⟩: the metric of an implicit step of length h."""
+        alpha = self._noise.hessian_scale(self.problem)
+        damped = metric.damped(h * alpha * second_order.sharpness_curvature(self.loss, x, metric))
+        assert damped is not None
+        return damped
+
+    def relaxed(self, x: Vector, v: PyTree, h: Array) -> PyTree:
+        """v after a time h at fixed x: V(Σ) + (v − V(Σ)) e^{−ch}, exactly."""
+        kept = jnp.exp(-self.optimizer.c * h)
+        return jax.tree.map(lambda target, now: target + kept * (now - target), self.equilibrium(x), v)
+
     def diffusion(self, x: Vector, normal: Any) -> Float[Array, "p r"]:
         """Π S B; zero for label noise."""
         factor = self.factor(x)

@@ -19,11 +19,11 @@ from manifolds.normal_space import rank_tolerance
 from manifolds.precision import cast, to_numpy, working_precision
 
 from . import checks
-from .coefficients import SlowSDE, slow_sde
 from .metrics import as_metrics, check_metrics, evaluate
 from .optimizers import AGM
 from .problems import AbstractProblem
 from .progress import meter
+from .slow_sde import SlowSDE, slow_sde
 from .solvers import ManifoldEuler, ReturningSolver, SlowDiffusion, SlowFlow, SlowState, State, StepBrownianPath
 from .trajectory import Result, Trajectory, finish
 

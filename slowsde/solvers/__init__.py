@@ -1,0 +1,7 @@
+"""Diffrax solvers whose every step ends on Γ, by the Gauss–Newton return in the current metric S(v)."""
+
+from .brownian import StepBrownianPath
+from .euler import ManifoldEuler
+from .explicit import ReturningSolver
+from .implicit import ExtrapolatedImplicit
+from .state import SlowDiffusion, SlowFlow, SlowState, State

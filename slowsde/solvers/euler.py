@@ -1,0 +1,62 @@
+"""One step of the slow SDE that ends on Γ."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+
+from manifolds.return_map import gauss_newton_return
+
+from .state import SlowState, State
+
+
+class ManifoldEuler(dfx.AbstractItoSolver):
+    """Tangential Euler–Maruyama with the return to Γ: weak order 1, strong order ½ for the slow SDE (Itô).
+
+        x* = ζ − ½ Π S T[C] h + Π S B ΔW,     ζ₊ = return of x* in the metric S,     v₊ = V(Σ) + (v − V(Σ)) e^{−ch}
+
+    The return has the second derivative of Φ_S along Γ, so it adds the normal drift −½ S^½(H')⁺S^½ T[Σ_∥] h by itself;
+    the frozen-ζ equation for v is solved exactly, so that a large c does not limit the step.
+
+    A step along which the last eigenvalue of H', continued linearly, would vanish ends with `dt_min_reached`.
+    """
+
+    slow: SlowState
+
+    term_structure: ClassVar = dfx.MultiTerm[tuple[dfx.ODETerm, dfx.ControlTerm]]
+    interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
+
+    def order(self, terms: Any) -> int:
+        return 1
+
+    def strong_order(self, terms: Any) -> float:
+        return 0.5
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any) -> None:
+        return None
+
+    def func(self, terms: Any, t0: Any, y0: State, args: Any) -> State:
+        return terms.terms[0].vf(t0, y0, args)
+
+    def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: None, made_jump: Any) -> Any:
+        time, noise = terms.terms
+        h, dW = time.contr(t0, t1), noise.contr(t0, t1)
+        sde = self.slow.sde
+        x, v = y0
+        normal = sde.normal_space(x, self.slow.v(y0))
+        move = h * sde.tangential_drift(x, normal) + sde.diffusion(x, normal) @ dW
+        x_star = x + move
+        found = gauss_newton_return(sde.loss, x_star, normal.metric, sde.rank)
+        regular = found.converged & (found.smallest > self.slow.floor) & jnp.all(jnp.isfinite(found.point))
+        if v is not None:
+            v = sde.relaxed(x, v, h)
+        y1 = (found.point, v)
+        result = dfx.RESULTS.where(regular, dfx.RESULTS.successful, dfx.RESULTS.nonlinear_divergence)
+        # A step of fixed length may jump over the point where the rank is lost: does the last eigenvalue reach zero?
+        last = jnp.maximum(sde.rank, 1) - 1
+        axis = normal.metric.sqrt(normal.lift(jax.nn.one_hot(last, normal.values.shape[0], dtype=x.dtype)[:, None]))
+        slope = sde.loss.contract_factors(x, axis, axis) @ move
+        result = dfx.RESULTS.where(normal.values[last] + slope > 0, result, dfx.RESULTS.dt_min_reached)
+        return y1, None, dict(y0=y0, y1=y1), None, result

@@ -1,0 +1,42 @@
+"""A Runge–Kutta method whose every step ends on Γ, for the slow flow without diffusion."""
+
+from typing import Any
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+
+from .state import SlowState, State
+
+
+class ReturningSolver(dfx.AbstractAdaptiveSolver):
+    """`solver` with every step returned to Γ; a step from which the return fails is rejected, so that it shrinks.
+
+    The order is that of `solver`: a point within O(h^{q+1}) of Γ moves by as much.
+    """
+
+    solver: dfx.AbstractAdaptiveSolver
+    slow: SlowState
+
+    @property
+    def term_structure(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.solver.term_structure
+
+    @property
+    def interpolation_cls(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.solver.interpolation_cls
+
+    def order(self, terms: Any) -> int | None:
+        return self.solver.order(terms)
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any) -> Any:
+        return self.solver.init(terms, t0, t1, y0, args)
+
+    def func(self, terms: Any, t0: Any, y0: State, args: Any) -> State:
+        return self.solver.func(terms, t0, y0, args)
+
+    def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: Any, made_jump: Any) -> Any:
+        y1, error, dense_info, solver_state, result = self.solver.step(terms, t0, t1, y0, args, solver_state, made_jump)
+        y1, regular = self.slow.returned(y1)
+        error = jax.tree.map(lambda e: jnp.where(regular & jnp.isfinite(e), e, jnp.inf), error)
+        return y1, error, dense_info, solver_state, result

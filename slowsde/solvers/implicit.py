@@ -1,0 +1,83 @@
+"""An implicit step for stiff slow flows: linearly implicit Euler on Γ, extrapolated in the step size.
+
+Under label noise adaptive methods drive coordinates to zero, so that S_i → 1/ε there and the flow relaxes at rates of
+order αS². With S frozen it is the gradient flow, in the metric S⁻¹, of (α/4)⟨H(ζ), S⟩ on Γ, and one step of implicit
+Euler minimizes ½h⁻¹‖ζ − ζ_k‖²_{S⁻¹} + (α/4)⟨H(ζ), S⟩ on Γ. Linearized, with a diagonal model G of the second derivative
+of the last term, that is a step of the explicit flow in the damped metric P = (S⁻¹ + hG)⁻¹:
+
+    ζ* = ζ_k − h (α/4) Π_P P T[S],      ζ_{k+1} = return of ζ* to Γ in the metric P.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from manifolds.return_map import gauss_newton_return
+
+from .state import SlowState, State
+
+
+class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
+    """Aitken–Neville extrapolation of linearly implicit Euler over 1, 2, ..., `stages` substeps: order `stages`.
+
+    The substeps freeze S(v) at the state v relaxed over the substep (exactly, so a large c costs nothing). The error
+    estimate is the difference of the last two extrapolants. (Deuflhard; Hairer and Wanner II, IV.9, for the unconstrained
+    method.)
+    """
+
+    slow: SlowState
+    stages: int = eqx.field(static=True, default=3)
+
+    term_structure: ClassVar = dfx.AbstractTerm
+    interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
+
+    def order(self, terms: Any) -> int:
+        return self.stages
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any) -> None:
+        return None
+
+    def func(self, terms: Any, t0: Any, y0: State, args: Any) -> State:
+        return terms.vf(t0, y0, args)
+
+    def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: None, made_jump: Any) -> Any:
+        h = t1 - t0
+        counts = range(1, self.stages + 1)
+        row: list[State] = []
+        for n in counts:
+            state = jax.lax.fori_loop(0, n, lambda _, s, n=n: self.euler(s, h / n), y0)
+            new = [to_logarithms(state)]
+            for k, coarser in enumerate(row):
+                ratio = n / (n - k - 1) - 1
+                new.append(jax.tree.map(lambda a, b, ratio=ratio: a + (a - b) / ratio, new[k], coarser))
+            row = new
+        y1, regular = self.slow.returned(from_logarithms(row[-1]))
+        previous = from_logarithms(row[-2])
+        error = jax.tree.map(lambda a, b: jnp.where(regular & jnp.isfinite(a - b), a - b, jnp.inf), y1, previous)
+        return y1, error, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
+
+    def euler(self, state: State, h: Array) -> State:
+        """One substep of linearly implicit Euler that ends on Γ."""
+        sde = self.slow.sde
+        x, v = state
+        v = None if v is None else sde.relaxed(x, v, h)
+        metric = sde.metric(self.slow.v((x, v)))
+        damped = sde.damped_metric(x, metric, h)
+        normal = sde.loss.normal_space(x, damped, sde.rank)
+        x_star = x - h * normal.project_gradient(sde.sharpness_gradient(x, metric))
+        return gauss_newton_return(sde.loss, x_star, damped, sde.rank).point, v
+
+
+def to_logarithms(state: State) -> State:
+    """(ζ, log v): the state is positive and spans decades, and extrapolation must keep it positive."""
+    return state[0], jax.tree.map(lambda leaf: jnp.log(jnp.maximum(leaf, jnp.finfo(leaf.dtype).tiny)), state[1])
+
+
+def from_logarithms(state: State) -> State:
+    """(ζ, v) back from (ζ, log v)."""
+    return state[0], jax.tree.map(jnp.exp, state[1])

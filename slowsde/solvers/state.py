@@ -1,0 +1,69 @@
+"""The pair (ζ, v) as the integrators see it, and the slow SDE as Diffrax terms."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Bool, Float, PyTree
+
+from manifolds.return_map import gauss_newton_return
+
+from ..slow_sde import SlowSDE
+
+State = tuple[Float[Array, " p"], PyTree]  # (ζ, v); v is None where it has no motion of its own
+
+
+class SlowState(eqx.Module):
+    """How the integrators see the pair (ζ, v), and when a point still counts as a regular point of Γ."""
+
+    sde: SlowSDE
+    floor: Float[Array, ""]  # eigenvalues of H' below this mean that the rank was lost
+
+    def v(self, state: State) -> PyTree:
+        """The optimizer state: its own variable, or V(Σ(ζ)) in the quasi-static limit and for a stateless method."""
+        x, v = state
+        return _or_none(self.sde.equilibrium(x)) if v is None else v
+
+    def initial(self, x: Float[Array, " p"], v: PyTree) -> State:
+        """The state at a point of Γ."""
+        return x, None if self.sde.optimizer.quasi_static else _or_none(v)
+
+    def returned(self, state: State) -> tuple[State, Bool[Array, ""]]:
+        """The state with ζ returned to Γ in the metric S(v), and whether it arrived at a regular point."""
+        x, v = state
+        found = gauss_newton_return(self.sde.loss, x, self.sde.metric(self.v(state)), self.sde.rank)
+        regular = found.converged & (found.smallest > self.floor) & jnp.all(jnp.isfinite(found.point))
+        return (jnp.where(regular, found.point, x), v), regular
+
+
+def _or_none(v: PyTree) -> PyTree:
+    """v, or None if it has no leaves: Diffrax cannot save an empty tuple."""
+    return v if jax.tree.leaves(v) else None
+
+
+class SlowFlow(eqx.Module):
+    """The vector field of the slow ODE (label noise): dζ/dt = −(α/4) Π S T[S], dv/dt = c (αV(H) − v)."""
+
+    slow: SlowState
+
+    def __call__(self, t: Any, state: State, args: Any) -> State:
+        sde = self.slow.sde
+        x, v = state
+        normal = sde.normal_space(x, self.slow.v(state))
+        return sde.tangential_drift(x, normal), None if v is None else sde.v_drift(x, v)
+
+
+class SlowDiffusion(eqx.Module):
+    """The diffusion of the slow SDE as a linear operator dW ↦ (Π S B dW, 0)."""
+
+    slow: SlowState
+
+    def __call__(self, t: Any, state: State, args: Any) -> lx.AbstractLinearOperator:
+        x, v = state
+        columns = self.slow.sde.diffusion(x, self.slow.sde.normal_space(x, self.slow.v(state)))
+        return lx.FunctionLinearOperator(
+            lambda dW: (columns @ dW, jax.tree.map(jnp.zeros_like, v)),
+            jax.ShapeDtypeStruct(columns.shape[1:], columns.dtype),
+        )
