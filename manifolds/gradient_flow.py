@@ -90,4 +90,4 @@ class RosenbrockFlow(dfx.AbstractAdaptiveSolver):
         y1 = y0 + sum(m * u_i for m, u_i in zip(_M, u, strict=True))
         error = sum(m * u_i for m, u_i in zip(_M_ERROR, u, strict=True))
         error = jnp.where(jnp.isfinite(error), error, jnp.inf)  # a stage that blew up: reject and shrink
-        return y1, error, dict(y0=y0, y1=y1), None, dfx.RESULTS.successful
+        return y1, error, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful

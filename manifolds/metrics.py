@@ -156,13 +156,18 @@ def as_metric(metric: Any, size: int) -> AbstractMetric:
     if found != size:
         raise ValueError(f"metric acts on {found} parameters, but params has {size}.")
     if isinstance(metric, Diagonal) and not isinstance(metric.diagonal, jax.core.Tracer):
-        if not bool(jnp.all((metric.diagonal > 0) & jnp.isfinite(metric.diagonal))):
-            worst = int(jnp.argmin(jnp.where(jnp.isfinite(metric.diagonal), metric.diagonal, -jnp.inf)))
-            raise ValueError(
-                f"metric is not positive and finite: entry {worst} is {float(metric.diagonal[worst]):.3g}. An "
-                "adaptive metric 1/(√v+ε) needs ε > 0 wherever v can vanish."
-            )
+        _check_positive(np.asarray(metric.diagonal))
     return metric
+
+
+def _check_positive(diagonal: np.ndarray) -> None:
+    good = (diagonal > 0) & np.isfinite(diagonal)
+    if not good.all():
+        worst = int(np.argmin(good))
+        raise ValueError(
+            f"metric is not positive and finite: entry {worst} is {diagonal[worst]:.3g}. An adaptive metric 1/(√v+ε) "
+            "needs ε > 0 wherever v can vanish."
+        )
 
 
 def _unknown(metric: Any) -> ValueError:

@@ -80,7 +80,7 @@ def check_noise_on_manifold(sde: SlowSDE, x: Vector, curvature: Any) -> None:
 
 
 def save_times(save_at: Any, t0: float, t1: float) -> np.ndarray:
-    """The saved times: `save_at` equally spaced ones from t0 to t1, or those given. ValueError on a bad t1 or save_at."""
+    """The saved times: `save_at` equally spaced ones from t0 to t1, or those given. ValueError if either is bad."""
     if not (is_finite(t0) and is_finite(t1) and t1 > t0):
         raise ValueError(f"t1={t1!r} must be finite and larger than t0={t0!r}: slow time runs forward, t = kη².")
     if isinstance(save_at, (int, np.integer)):

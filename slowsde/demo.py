@@ -100,7 +100,7 @@ def plot_sparse_regression(found: dict[str, Comparison], fig: Any = None) -> Any
 
 
 def plot_digits(found: dict[str, Comparison], fig: Any = None) -> Any:
-    """Sharpness, test error and the prediction on one unseen digit: slow flow and discrete runs at two learning rates."""
+    """Sharpness, test error and one prediction: the slow flow and discrete runs at two learning rates."""
     styles = [("#dd7a34", "s"), ("#14365c", "o")]
     names = LABELS | {"test_error": "test error (mean square)", "one_prediction": "prediction, unseen digit"}
     fig, axes = _panels(fig, 4)

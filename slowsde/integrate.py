@@ -3,13 +3,11 @@
 import time
 from typing import Any
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 import manifolds as mf
 from manifolds import limit_map
@@ -24,10 +22,11 @@ from .optimizers import AGM
 from .problems import AbstractProblem
 from .progress import meter
 from .slow_sde import SlowSDE, slow_sde
-from .solvers import ManifoldEuler, ReturningSolver, SlowDiffusion, SlowFlow, SlowState, State, StepBrownianPath
-from .trajectory import Result, Trajectory, finish
+from .solve import result_codes, solve_flow, solve_sde, step_grid
+from .solvers import SlowState
+from .trajectory import Trajectory, finish
 
-SOLVERS = ("auto", "tsit5", "euler")
+SOLVERS = ("auto", "tsit5", "implicit", "euler")
 
 
 def simulate(
@@ -45,7 +44,6 @@ def simulate(
     solver: str = "auto",
     dt: float | None = None,
     rtol: float = 1e-6,
-    atol: float = 1e-10,
     max_steps: int = 100_000,
     route: str = "auto",
     rank: int | None = None,
@@ -69,9 +67,10 @@ def simulate(
         key: random key; None for `jax.random.key(0)`.
         save_at: a number of equally spaced times, or the times.
         metrics: names from `slowsde.metrics`, `Metric` objects, or {name: fn(params) -> scalar}.
-        solver: "auto"; "tsit5" (adaptive, needs noise that does not diffuse) or "euler" (weak order 1).
+        solver: "auto"; for noise that does not diffuse "tsit5" (explicit), "implicit" (for stiff flows) or, by default,
+            the first for as long as it does well and then the second; otherwise "euler" (weak order 1).
         dt: step of "euler" in slow time; None for (t1 − t0)/1000.
-        rtol, atol: tolerances of the adaptive solver.
+        rtol: tolerance of the adaptive solvers, relative to each parameter and to their root mean square.
         max_steps: bound on its steps.
         route: "dense", "kernel" (least squares) or "auto".
         rank: the rank of the Hessian on Γ; None to find it.
@@ -79,8 +78,9 @@ def simulate(
         throw: raise `RunError` when a path fails; False returns what it had, with `Trajectory.result` codes.
         progress: show a progress line on stderr; None for only when it is a terminal.
 
-    Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds route, rank, the spectrum of H' at the start,
-        start_distance |Φ(params0) − params0|, residual (paths, T), num_steps and seconds.
+    Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds route, solver, rank and spectrum of H' at the
+        start, start_distance |Φ(params0) − params0|, num_steps, seconds, and for every saved time (paths, T) the
+        residual on Γ, the ranks and the smallest_eigenvalue and largest_eigenvalue of H'.
     Raises: ValueError on bad input, before any long computation; `RunError` with the slow time at which a path left Γ,
         lost rank or turned non-finite.
 
@@ -93,57 +93,58 @@ def simulate(
     times = checks.save_times(save_at, t0, t1)
     paths = checks.check_paths(paths)
     key = checks.check_key(key)
+    step = check_step(dt, t0, t1)
     named = as_metrics(metrics)
     check_parameters(params0)
     with working_precision(dtype) as precision:
         problem, optimizer, params0, v0 = cast((problem, optimizer, params0, v0), precision)
         chart, x0 = checks.check_inputs(problem, optimizer, params0)
         sde = slow_sde(problem, optimizer, chart, route)
-        adaptive = _choose_solver(solver, sde)
-        copies = 1 if sde.diffuses else paths
+        check_solver(solver, sde)
         slow, start, v0 = start_on_manifold(sde, x0, v0, rank)
         check_metrics(named, slow.sde, start.point, v0)
-        grid = None if adaptive else step_grid(times, t0, t1, dt)
-        xs, vs, residual, steps, failed, ended = _integrate(
-            slow,
-            slow.initial(start.point, v0),
-            key,
-            jnp.asarray(times, precision),
-            None if grid is None else jnp.asarray(grid, precision),
-            (jnp.asarray(t0, precision), jnp.asarray(t1, precision)),
-            (rtol, atol),
-            paths=paths // copies,
-            max_steps=max_steps,
-            progress=meter("simulate", progress),
-        )
-        failed = failed | jnp.any(~jnp.isfinite(residual), axis=1)
-        found = evaluate(named, slow.sde, xs, vs)
-        codes, whens = _explain(slow, failed, ended)
-        saved = to_numpy((xs, vs, residual, found))
-        xs, vs, residual, found = _blank_failed(np.isfinite(saved[2]), saved)
+        state0 = slow.initial(start.point, v0)
+        if sde.diffuses or solver == "euler":
+            used, copies = "euler", 1
+            grid = jnp.asarray(step_grid(times, t0, t1, step), precision)
+            shown = meter("simulate", progress)
+            saved, ending = solve_sde(slow, state0, key, jnp.asarray(times, precision), grid, paths=paths, shown=shown)
+        else:
+            copies = paths
+            saved, ending, used = solve_flow(
+                slow, state0, times, (t0, t1), solver, rtol=rtol, max_steps=max_steps, progress=progress
+            )
+        found = evaluate(named, slow.sde, saved.x, saved.v)
+        codes = result_codes(slow, ending)
+        reached = np.isfinite(np.asarray(saved.residual))
+        saved, found = _blank_unreached(reached, to_numpy((saved, found)))
+        ending = to_numpy(ending)
 
     def repeat(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: np.repeat(leaf, copies, axis=0), tree)
 
     trajectory = Trajectory(
         ts=times,
-        params=chart.unravel(repeat(xs)),
-        v=repeat(vs),
+        params=chart.unravel(repeat(saved.x)),
+        v=repeat(saved.v),
         metrics={name: repeat(found[name]) for name in named},
         stats={
             "route": type(sde.loss).__name__,
-            "solver": "tsit5" if adaptive else "euler",
+            "solver": used,
             "rank": int(start.rank),
             "spectrum": np.asarray(start.spectrum)[: int(start.rank)],
             "start_distance": float(start.distance),
-            "residual": repeat(residual),
-            "num_steps": int(np.max(np.asarray(steps))),
+            "residual": repeat(saved.residual),
+            "ranks": repeat(saved.rank),
+            "smallest_eigenvalue": repeat(saved.smallest),
+            "largest_eigenvalue": repeat(saved.largest),
+            "num_steps": int(np.max(ending.steps)),
             "seconds": time.perf_counter() - started,
         },
         result=repeat(codes),
         label="slow",
     )
-    return finish(trajectory, whens, throw)
+    return finish(trajectory, ending.time, throw)
 
 
 def to_manifold(
@@ -179,31 +180,28 @@ def start_on_manifold(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> 
     checks.check_noise_on_manifold(sde, start.point, start.spectrum[0])
     # An eigenvalue that was regular at the start and has shrunk so far has vanished for every practical purpose.
     floor = rank_tolerance(x0.dtype) * start.spectrum[start.rank - 1]
-    return (
-        SlowState(eqx.tree_at(lambda s: s.rank, sde, start.rank, is_leaf=lambda leaf: leaf is None), floor),
-        start,
-        v0,
-    )
+    if not sde.diffuses and isinstance(sde.loss, mf.LeastSquaresLoss):
+        # Sparse ends are singular points of Γ. There a flow that interpolates goes on along what is left of Γ: the rank
+        # is counted anew at every step, and the saved ranks tell.
+        return SlowState(sde, jnp.full_like(floor, -jnp.inf)), start, v0
+    sde = eqx.tree_at(lambda s: s.rank, sde, start.rank, is_leaf=lambda leaf: leaf is None)
+    return SlowState(sde, floor), start, v0
 
 
-def step_grid(times: np.ndarray, t0: float, t1: float, dt: float | None) -> np.ndarray:
-    """Equal steps of at most dt between saved times, so that every saved time is the end of a step."""
-    dt = (t1 - t0) / 1000 if dt is None else dt
-    if not (checks.is_finite(dt) and dt > 0):
-        raise ValueError(f"dt={dt!r} must be a positive number.")
-    knots = np.unique(np.concatenate([[t0], times, [t1]]))
-    counts = np.maximum(1, np.ceil(np.diff(knots) / dt * (1 - 1e-9)).astype(int))
-    pieces = [np.linspace(a, b, n, endpoint=False) for a, b, n in zip(knots[:-1], knots[1:], counts, strict=True)]
-    return np.concatenate([*pieces, [t1]])
-
-
-def _choose_solver(solver: str, sde: SlowSDE) -> bool:
-    """Whether to solve adaptively."""
+def check_solver(solver: str, sde: SlowSDE) -> None:
+    """ValueError unless `solver` exists and suits the noise and the metric."""
     if solver not in SOLVERS:
         raise ValueError(f"solver={solver!r} is not one of {SOLVERS}.")
-    if solver == "tsit5" and sde.diffuses:
-        raise ValueError("solver='tsit5' is for noise that does not diffuse (label noise); use 'auto' or 'euler'.")
-    return not sde.diffuses and solver != "euler"
+    if solver in ("tsit5", "implicit") and sde.diffuses:
+        raise ValueError(f"solver={solver!r} is for noise that does not diffuse (label noise); use 'auto' or 'euler'.")
+
+
+def check_step(dt: float | None, t0: float, t1: float) -> float:
+    """The step of "euler"; ValueError unless positive."""
+    step = (t1 - t0) / 1000 if dt is None else dt
+    if not (checks.is_finite(step) and step > 0):
+        raise ValueError(f"dt={dt!r} must be a positive number.")
+    return step
 
 
 def _check_interpolation(sde: SlowSDE, start: LimitPoint) -> None:
@@ -217,36 +215,7 @@ def _check_interpolation(sde: SlowSDE, start: LimitPoint) -> None:
         )
 
 
-def _explain(slow: SlowState, failed: Array, ended: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Result codes (paths,) and the slow times at which the failed paths ended."""
-    when, (x, v), too_long, jumped = ended
-    codes = np.zeros(failed.shape, int)
-    if bool(jnp.any(failed)):
-        smallest, finite = _diagnose(slow, (x, v))
-        lost = np.asarray(jumped) | (np.asarray(smallest) < slow.floor * 1e4)
-        codes = np.select(
-            [~np.asarray(failed), np.asarray(too_long), ~np.asarray(finite), lost],
-            [Result.SUCCESS, Result.MAX_STEPS, Result.NON_FINITE, Result.RANK_LOST],
-            Result.LEFT_MANIFOLD,
-        )
-    return codes, np.asarray(when)
-
-
-@eqx.filter_jit
-def _diagnose(slow: SlowState, states: State) -> tuple[Array, Array]:
-    """The m-th eigenvalue of H' where each path ended, and whether state and drift are finite there."""
-
-    def at(state: State) -> tuple[Array, Array]:
-        normal = slow.sde.normal_space(state[0], slow.v(state))
-        drift = slow.sde.tangential_drift(state[0], normal)
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, drift))]
-        # By position, not by mask: a lost eigenvalue is masked.
-        return normal.values[jnp.maximum(slow.sde.rank, 1) - 1], jnp.all(jnp.stack(finite))
-
-    return jax.vmap(at)(states)
-
-
-def _blank_failed(reached: np.ndarray, saved: Any) -> Any:
+def _blank_unreached(reached: np.ndarray, saved: Any) -> Any:
     """NaN in every row that a path did not reach."""
 
     def blank(leaf: np.ndarray) -> np.ndarray:
@@ -256,67 +225,3 @@ def _blank_failed(reached: np.ndarray, saved: Any) -> Any:
 
 
 _limit = eqx.filter_jit(limit_point)
-
-
-@eqx.filter_jit
-def _integrate(
-    slow: SlowState,
-    state0: State,
-    key: PRNGKeyArray,
-    times: Float[Array, " T"],
-    grid: Float[Array, " steps"] | None,
-    interval: tuple[Array, Array],
-    tolerances: tuple[Any, Any],
-    *,
-    paths: int,
-    max_steps: int,
-    progress: dfx.AbstractProgressMeter[Any],
-) -> Any:
-    """Saved x (paths, T, p), v, residuals (paths, T), steps, failure flags and the last (time, state) of each path."""
-    t0, t1 = interval
-
-    def save(t: Any, state: State, args: Any) -> tuple[Array, PyTree, Array]:
-        state, regular = slow.returned(state)  # between steps the interpolant leaves Γ
-        return state[0], slow.v(state), jnp.where(regular, slow.sde.loss.residual(state[0]), jnp.nan)
-
-    if grid is None:
-        terms: Any = dfx.ODETerm(SlowFlow(slow))
-        solver: Any = ReturningSolver(dfx.Tsit5(), slow)
-        controller: Any = dfx.PIDController(
-            *tolerances, dtmin=10 * jnp.finfo(times.dtype).eps * (t1 - t0), force_dtmin=False
-        )
-    else:
-        solver, controller, max_steps = ManifoldEuler(slow), dfx.StepTo(grid), grid.shape[0]
-
-    def path(key: PRNGKeyArray) -> Any:
-        nonlocal terms
-        if grid is not None:
-            columns = jax.eval_shape(slow.sde.factor, state0[0]).shape[1]
-            noise = StepBrownianPath(grid, key, columns)
-            terms = dfx.MultiTerm(dfx.ODETerm(SlowFlow(slow)), dfx.ControlTerm(SlowDiffusion(slow), noise))
-        solution = dfx.diffeqsolve(
-            terms,
-            solver,
-            t0,
-            t1,
-            None,
-            state0,
-            saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(ts=times, fn=save), dfx.SubSaveAt(t1=True)]),
-            stepsize_controller=controller,
-            adjoint=dfx.ForwardMode(),
-            max_steps=max_steps,
-            progress_meter=progress,
-            throw=False,
-        )
-        assert solution.ts is not None and solution.ys is not None
-        (xs, vs, residual), last = solution.ys
-        ended = (
-            solution.ts[1][-1],
-            jax.tree.map(lambda leaf: leaf[-1], last),
-            solution.result == dfx.RESULTS.max_steps_reached,
-            solution.result == dfx.RESULTS.dt_min_reached if grid is not None else jnp.asarray(False),
-        )
-        return xs, vs, residual, solution.stats["num_steps"], solution.result != dfx.RESULTS.successful, ended
-
-    keys = jax.vmap(lambda index: jr.fold_in(key, index))(jnp.arange(paths))
-    return jax.vmap(path)(keys)

@@ -130,7 +130,7 @@ def evaluate(metrics: dict[str, Metric], sde: SlowSDE, xs: Any, vs: PyTree) -> d
 @eqx.filter_jit
 def _evaluate(metrics: tuple[tuple[str, Metric], ...], sde: SlowSDE, xs: Any, vs: PyTree) -> dict[str, Any]:
     shape = xs.shape[:2]
-    points = jax.tree.map(lambda leaf: leaf.reshape((-1,) + leaf.shape[2:]), (xs, vs))
+    points = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), (xs, vs))
 
     def at(point: tuple[Vector, PyTree]) -> dict[str, Array]:
         x, v = point

@@ -38,7 +38,11 @@ def nothing_long(monkeypatch):
     def reached(*args: Any, **options: Any) -> Any:
         raise AssertionError("the integration has started")
 
-    for module, name in (("slowsde.integrate", "_integrate"), ("slowsde.discrete", "_run")):
+    for module, name in (
+        ("slowsde.integrate", "solve_flow"),
+        ("slowsde.integrate", "solve_sde"),
+        ("slowsde.discrete", "_run"),
+    ):
         monkeypatch.setattr(sys.modules[module], name, reached)
 
 

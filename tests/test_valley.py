@@ -18,7 +18,7 @@ def z_score(samples: Any, exact: float) -> float:
     return float((samples.mean() - exact) / (samples.std(ddof=1) / np.sqrt(len(samples))))
 
 
-# L = ½ h(y) x² with h = e^{ay²/2}: dy = −¼ S_x S_y σx² a y dt + S_y σ_y dW, an Ornstein–Uhlenbeck process whose rates move.
+# L = ½ h(y) x² with h = e^{ay²/2}: dy = −¼ S_x S_y σx² a y dt + S_y σ_y dW, Ornstein–Uhlenbeck with moving rates.
 A, SIGMA, C, EPS = 1.0, np.array([0.8, 0.5]), 2.0, 0.05
 V0 = np.array([0.3, 0.6])
 Y0 = 1.0

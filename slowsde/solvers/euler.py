@@ -59,4 +59,4 @@ class ManifoldEuler(dfx.AbstractItoSolver):
         axis = normal.metric.sqrt(normal.lift(jax.nn.one_hot(last, normal.values.shape[0], dtype=x.dtype)[:, None]))
         slope = sde.loss.contract_factors(x, axis, axis) @ move
         result = dfx.RESULTS.where(normal.values[last] + slope > 0, result, dfx.RESULTS.dt_min_reached)
-        return y1, None, dict(y0=y0, y1=y1), None, result
+        return y1, None, {"y0": y0, "y1": y1}, None, result

@@ -3,20 +3,27 @@
 from typing import Any
 
 import diffrax as dfx
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
-from .state import SlowState, State
+from .state import SlowState, State, scaled_error
+
+TOO_MANY = 500  # a flow that needs this many more steps at its present step is stiff,
+PERSISTENT = 30  # if it does so for this many accepted steps in a row
 
 
 class ReturningSolver(dfx.AbstractAdaptiveSolver):
     """`solver` with every step returned to Γ; a step from which the return fails is rejected, so that it shrinks.
 
-    The order is that of `solver`: a point within O(h^{q+1}) of Γ moves by as much.
+    The order is that of `solver`: a point within O(h^{q+1}) of Γ moves by as much. Errors are scaled by `rtol`, see
+    `scaled_error`. With `end`, the time to reach, a stiff flow ends the solve with `RESULTS.stagnation` instead of
+    crawling on.
     """
 
     solver: dfx.AbstractAdaptiveSolver
     slow: SlowState
+    rtol: Any
+    end: Array | None = None
 
     @property
     def term_structure(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -29,14 +36,17 @@ class ReturningSolver(dfx.AbstractAdaptiveSolver):
     def order(self, terms: Any) -> int | None:
         return self.solver.order(terms)
 
-    def init(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any) -> Any:
-        return self.solver.init(terms, t0, t1, y0, args)
+    def init(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any) -> tuple[Any, Int[Array, ""]]:
+        return self.solver.init(terms, t0, t1, y0, args), jnp.asarray(0)
 
     def func(self, terms: Any, t0: Any, y0: State, args: Any) -> State:
         return self.solver.func(terms, t0, y0, args)
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: Any, made_jump: Any) -> Any:
-        y1, error, dense_info, solver_state, result = self.solver.step(terms, t0, t1, y0, args, solver_state, made_jump)
+        inner, crawling = solver_state
+        y1, error, dense_info, inner, result = self.solver.step(terms, t0, t1, y0, args, inner, made_jump)
         y1, regular = self.slow.returned(y1)
-        error = jax.tree.map(lambda e: jnp.where(regular & jnp.isfinite(e), e, jnp.inf), error)
-        return y1, error, dense_info, solver_state, result
+        if self.end is not None:
+            crawling = jnp.where(self.end - t1 > TOO_MANY * (t1 - t0), crawling + 1, 0)
+            result = dfx.RESULTS.where(crawling > PERSISTENT, dfx.RESULTS.stagnation, result)
+        return y1, scaled_error(error, y0, y1, self.rtol, regular), dense_info, (inner, crawling), result

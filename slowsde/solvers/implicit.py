@@ -19,18 +19,19 @@ from jaxtyping import Array
 
 from manifolds.return_map import gauss_newton_return
 
-from .state import SlowState, State
+from .state import SlowState, State, scaled_error
 
 
 class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
     """Aitken–Neville extrapolation of linearly implicit Euler over 1, 2, ..., `stages` substeps: order `stages`.
 
     The substeps freeze S(v) at the state v relaxed over the substep (exactly, so a large c costs nothing). The error
-    estimate is the difference of the last two extrapolants. (Deuflhard; Hairer and Wanner II, IV.9, for the unconstrained
-    method.)
+    estimate is the difference of the last two extrapolants, scaled by `rtol` (see `scaled_error`). (Hairer and
+    Wanner II, IV.9, for the method without a manifold.)
     """
 
     slow: SlowState
+    rtol: Any
     stages: int = eqx.field(static=True, default=3)
 
     term_structure: ClassVar = dfx.AbstractTerm
@@ -58,7 +59,7 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
             row = new
         y1, regular = self.slow.returned(from_logarithms(row[-1]))
         previous = from_logarithms(row[-2])
-        error = jax.tree.map(lambda a, b: jnp.where(regular & jnp.isfinite(a - b), a - b, jnp.inf), y1, previous)
+        error = scaled_error(jax.tree.map(jnp.subtract, y1, previous), y0, y1, self.rtol, regular)
         return y1, error, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
 
     def euler(self, state: State, h: Array) -> State:

@@ -38,6 +38,25 @@ class SlowState(eqx.Module):
         return (jnp.where(regular, found.point, x), v), regular
 
 
+def scaled_error(error: State, y0: State, y1: State, rtol: Any, regular: Bool[Array, ""]) -> State:
+    """Local errors in units of what `rtol` allows, infinite where the step did not end at a regular point of Γ.
+
+    For ζ that is rtol·(|ζ_i| + rms ζ). The state v has the units of a squared gradient and acts through √v, so that
+    √v_i is allowed rtol·(√v_i + rms √v): v_i itself 2 √v_i times that.
+    """
+
+    def scale(scaled: Array, before: Array, after: Array, root: bool) -> Array:
+        size = jnp.maximum(jnp.abs(before), jnp.abs(after))
+        size = jnp.sqrt(size) if root else size
+        allowed = rtol * (size + jnp.sqrt(jnp.mean(size**2)))
+        allowed = allowed * (2 * size + allowed) if root else allowed
+        return jnp.where(regular & jnp.isfinite(scaled), scaled / (allowed + jnp.finfo(allowed.dtype).tiny), jnp.inf)
+
+    (x_error, v_error), (x0, v0), (x1, v1) = error, y0, y1
+    states = jax.tree.map(lambda e, a, b: scale(e, a, b, True), v_error, v0, v1)
+    return scale(x_error, x0, x1, False), states
+
+
 def _or_none(v: PyTree) -> PyTree:
     """v, or None if it has no leaves: Diffrax cannot save an empty tuple."""
     return v if jax.tree.leaves(v) else None

@@ -1,0 +1,220 @@
+"""Solve the slow SDE from a point of Γ with Diffrax: which solver, which steps, what is saved, how a path ended."""
+
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from .progress import meter
+from .solvers import (
+    ExtrapolatedImplicit,
+    ManifoldEuler,
+    ReturningSolver,
+    SlowDiffusion,
+    SlowFlow,
+    SlowState,
+    State,
+    StepBrownianPath,
+)
+from .trajectory import Result
+
+
+class Saved(eqx.Module):
+    """What is kept of every path at every saved time, leaves (paths, T, ...); unreached rows are infinite."""
+
+    x: Float[Array, "paths T p"]
+    v: PyTree
+    residual: Float[Array, "paths T"]  # what is left of the loss; NaN where the path was not on Γ
+    rank: Float[Array, "paths T"]
+    smallest: Float[Array, "paths T"]  # the extreme nonzero eigenvalues of H'
+    largest: Float[Array, "paths T"]
+
+
+class Ending(eqx.Module):
+    """How the paths ended, leaves (paths, ...)."""
+
+    time: Float[Array, " paths"]
+    state: State
+    failed: Bool[Array, " paths"]
+    too_long: Bool[Array, " paths"]
+    stiff: Bool[Array, " paths"]
+    jumped: Bool[Array, " paths"]
+    steps: Int[Array, " paths"]
+
+
+def solve_flow(
+    slow: SlowState,
+    state0: State,
+    times: np.ndarray,
+    interval: tuple[float, float],
+    solver: str,
+    *,
+    rtol: float,
+    max_steps: int,
+    progress: bool | None,
+) -> tuple[Saved, Ending, str]:
+    """The slow ODE of noise that does not diffuse, by "tsit5", "implicit" or "auto", and the solvers that were used.
+
+    "auto" starts explicitly and goes on implicitly from where the flow turns out to be stiff.
+    """
+    dtype = state0[0].dtype
+    rtol = max(rtol, 100 * float(jnp.finfo(dtype).eps))
+
+    def run(state: State, start: float, wanted: np.ndarray, method: str, switch: bool) -> tuple[Saved, Ending]:
+        ends = (jnp.asarray(start, dtype), jnp.asarray(interval[1], dtype))
+        shown = meter("simulate", progress)
+        return _flow(
+            slow, state, jnp.asarray(wanted, dtype), ends, rtol, method, switch=switch, max_steps=max_steps, shown=shown
+        )
+
+    can_damp = slow.sde.metric(slow.v(state0)).damped(jnp.zeros_like(state0[0])) is not None
+    first = "implicit" if solver == "implicit" else "tsit5"
+    saved, ending = run(state0, interval[0], times, first, switch=solver == "auto" and can_damp)
+    if not bool(ending.stiff[0]):
+        return saved, ending, first
+    done = int(np.sum(times <= float(ending.time[0])))
+    if done == times.size:
+        return saved, eqx.tree_at(lambda e: e.failed, ending, jnp.zeros_like(ending.failed)), first
+    state = jax.tree.map(lambda leaf: leaf[0], ending.state)
+    rest, final = run(state, float(ending.time[0]), times[done:], "implicit", switch=False)
+    saved = jax.tree.map(lambda a, b: jnp.concatenate([a[:, :done], b], axis=1), saved, rest)
+    return saved, eqx.tree_at(lambda e: e.steps, final, final.steps + ending.steps), "tsit5, implicit"
+
+
+@eqx.filter_jit
+def _flow(
+    slow: SlowState,
+    state0: State,
+    times: Float[Array, " T"],
+    interval: tuple[Array, Array],
+    rtol: Any,
+    method: str,
+    *,
+    switch: bool,
+    max_steps: int,
+    shown: dfx.AbstractProgressMeter[Any],
+) -> tuple[Saved, Ending]:
+    shortest = 10 * jnp.finfo(times.dtype).eps * (interval[1] - interval[0])
+    controller: Any = dfx.PIDController(rtol=0.0, atol=1.0, dtmin=shortest, force_dtmin=False)
+    if method == "tsit5":
+        solver: Any = ReturningSolver(dfx.Tsit5(), slow, rtol, interval[1] if switch else None)
+    else:
+        solver = ExtrapolatedImplicit(slow, rtol)
+        controller = dfx.ClipStepSizeController(controller, step_ts=times)  # it has no dense output of its order
+    saved, ending = _solve(
+        slow, dfx.ODETerm(SlowFlow(slow)), solver, controller, state0, times, interval, max_steps, shown
+    )
+    return jax.tree.map(lambda leaf: leaf[None], (saved, ending))
+
+
+@eqx.filter_jit
+def solve_sde(
+    slow: SlowState,
+    state0: State,
+    key: PRNGKeyArray,
+    times: Float[Array, " T"],
+    grid: Float[Array, " steps"],
+    *,
+    paths: int,
+    shown: dfx.AbstractProgressMeter[Any],
+) -> tuple[Saved, Ending]:
+    """`paths` paths of the slow SDE by tangential Euler steps on the grid, which contains the saved times."""
+    columns = jax.eval_shape(slow.sde.factor, state0[0]).shape[1]
+
+    def path(index: Array) -> tuple[Saved, Ending]:
+        noise = StepBrownianPath(grid, jr.fold_in(key, index), columns)
+        terms = dfx.MultiTerm(dfx.ODETerm(SlowFlow(slow)), dfx.ControlTerm(SlowDiffusion(slow), noise))
+        interval = (grid[0], grid[-1])
+        return _solve(slow, terms, ManifoldEuler(slow), dfx.StepTo(grid), state0, times, interval, grid.shape[0], shown)
+
+    return jax.vmap(path)(jnp.arange(paths))
+
+
+def _solve(
+    slow: SlowState,
+    terms: Any,
+    solver: Any,
+    controller: Any,
+    state0: State,
+    times: Float[Array, " T"],
+    interval: tuple[Array, Array],
+    max_steps: int,
+    shown: dfx.AbstractProgressMeter[Any],
+) -> tuple[Saved, Ending]:
+    """One path."""
+
+    def save(t: Any, state: State, args: Any) -> Saved:
+        (x, v), regular = slow.returned(state)  # between steps the interpolant leaves Γ
+        v = slow.v((x, v))
+        normal = slow.sde.normal_space(x, v)
+        residual = jnp.where(regular, slow.sde.loss.residual(x), jnp.nan)
+        return Saved(x, v, residual, normal.rank.astype(x.dtype), normal.smallest, normal.largest)
+
+    solution = dfx.diffeqsolve(
+        terms,
+        solver,
+        *interval,
+        None,
+        state0,
+        saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(ts=times, fn=save), dfx.SubSaveAt(t1=True)]),
+        stepsize_controller=controller,
+        adjoint=dfx.ForwardMode(),
+        max_steps=max_steps,
+        progress_meter=shown,
+        throw=False,
+    )
+    assert solution.ts is not None
+    assert solution.ys is not None
+    saved, last = solution.ys
+    ending = Ending(
+        time=solution.ts[1][-1],
+        state=jax.tree.map(lambda leaf: leaf[-1], last),
+        failed=(solution.result != dfx.RESULTS.successful) | jnp.any(~jnp.isfinite(saved.residual)),
+        too_long=solution.result == dfx.RESULTS.max_steps_reached,
+        stiff=solution.result == dfx.RESULTS.stagnation,
+        jumped=(solution.result == dfx.RESULTS.dt_min_reached) & isinstance(solver, ManifoldEuler),
+        steps=solution.stats["num_steps"],
+    )
+    return saved, ending
+
+
+def result_codes(slow: SlowState, ending: Ending) -> np.ndarray:
+    """(paths,) `Result` codes, from the state in which each failed path ended."""
+    failed = np.asarray(ending.failed)
+    if not failed.any():
+        return np.zeros(failed.shape, int)
+    smallest, finite = _diagnose(slow, ending.state)
+    lost = np.asarray(ending.jumped) | (np.asarray(smallest) < slow.floor * 1e4)
+    return np.select(
+        [~failed, np.asarray(ending.too_long), ~np.asarray(finite), lost],
+        [Result.SUCCESS, Result.MAX_STEPS, Result.NON_FINITE, Result.RANK_LOST],
+        Result.LEFT_MANIFOLD,
+    )
+
+
+@eqx.filter_jit
+def _diagnose(slow: SlowState, states: State) -> tuple[Array, Array]:
+    """The last nonzero eigenvalue of H' where each path ended, and whether state and drift are finite there."""
+
+    def at(state: State) -> tuple[Array, Array]:
+        normal = slow.sde.normal_space(state[0], slow.v(state))
+        drift = slow.sde.tangential_drift(state[0], normal)
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, drift))]
+        # By position, not by mask: a lost eigenvalue is masked.
+        rank = normal.rank if slow.sde.rank is None else slow.sde.rank
+        return normal.values[jnp.maximum(rank, 1) - 1], jnp.all(jnp.stack(finite))
+
+    return jax.vmap(at)(states)
+
+
+def step_grid(times: np.ndarray, t0: float, t1: float, dt: float) -> np.ndarray:
+    """Equal steps of at most dt between saved times, so that every saved time is the end of a step."""
+    knots = np.unique(np.concatenate([[t0], times, [t1]]))
+    counts = np.maximum(1, np.ceil(np.diff(knots) / dt * (1 - 1e-9)).astype(int))
+    pieces = [np.linspace(a, b, n, endpoint=False) for a, b, n in zip(knots[:-1], knots[1:], counts, strict=True)]
+    return np.concatenate([*pieces, [t1]])
