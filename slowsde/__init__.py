@@ -2,6 +2,7 @@
 
 from . import metrics, plot
 from .comparison import Comparison, compare
+from .convergence import ConvergenceStudy, convergence_study
 from .discrete import run_discrete
 from .integrate import simulate, to_manifold
 from .noise import GaussianNoise, LabelNoise, MinibatchNoise
