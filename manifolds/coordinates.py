@@ -48,7 +48,7 @@ class Coordinates:
         """p, the number of parameters."""
         return sum(int(np.prod(shape)) for shape in self.shapes if shape is not None)
 
-    def unravel(self, x: Float[Array, "*batch p"]) -> PyTree:
+    def unravel(self, x: Any) -> PyTree:
         """The pytree whose array leaves are slices of x, with x's leading axes in front."""
         return jtu.tree_unflatten(self.treedef, self._leaves(x, self.static))
 
@@ -68,7 +68,7 @@ class Coordinates:
         return leaves
 
 
-def ravel(tree: PyTree) -> Float[Array, " p"]:
+def ravel(tree: PyTree) -> Any:
     """The array leaves of `tree`, flattened and concatenated."""
     leaves = [leaf for leaf in jtu.tree_leaves(tree) if eqx.is_array(leaf) or isinstance(leaf, np.ndarray)]
     xp = np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp  # NumPy in, NumPy out: keeps float64
@@ -85,7 +85,7 @@ def check_parameters(params: PyTree) -> None:
                 f"{name} is the Python number {leaf!r}. Make it an array (jnp.asarray({float(abs(leaf))})) if it is a "
                 "parameter, or a static field of its module if it is a constant."
             )
-        if not (eqx.is_array(leaf) or isinstance(leaf, np.ndarray)):
+        if not isinstance(leaf, (jax.Array, np.ndarray)):
             continue
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .coordinates import ravel
+from .precision import is_traced
 
 
 class AbstractMetric(eqx.Module):
@@ -98,10 +99,10 @@ class Dense(AbstractMetric):
     values: Any  # (p,) ascending
     vectors: Any  # (p, p) orthonormal columns
 
-    def __init__(self, matrix: Float[Array, "p p"]):
+    def __init__(self, matrix: Any):
         if jnp.ndim(matrix) != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"metric has shape {jnp.shape(matrix)}; a dense metric must be square (p, p).")
-        if isinstance(matrix, jax.core.Tracer):
+        if is_traced(matrix):
             self.values, self.vectors = jnp.linalg.eigh(matrix)
             return
         matrix = np.asarray(matrix)  # NumPy keeps a float64 matrix when JAX's 64-bit flag is off
@@ -155,7 +156,7 @@ def as_metric(metric: Any, size: int) -> AbstractMetric:
         return as_metric(Diagonal(metric), size)
     if found != size:
         raise ValueError(f"metric acts on {found} parameters, but params has {size}.")
-    if isinstance(metric, Diagonal) and not isinstance(metric.diagonal, jax.core.Tracer):
+    if isinstance(metric, Diagonal) and not is_traced(metric):
         _check_positive(np.asarray(metric.diagonal))
     return metric
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 _warned: set[str] = set()
@@ -18,7 +19,7 @@ _warned: set[str] = set()
 
 def is_traced(*trees: PyTree) -> bool:
     """Whether any leaf is being traced by jit, vmap or grad: then values cannot be inspected."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jtu.tree_leaves(trees))
+    return any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(trees))
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:

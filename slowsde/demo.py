@@ -172,4 +172,5 @@ def _handwritten_digits() -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError('The demo needs scikit-learn for its digits: pip install "slowsde[demo]".') from error
-    return load_digits(return_X_y=True)
+    found: Any = load_digits()
+    return found.data, found.target

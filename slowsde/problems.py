@@ -23,7 +23,7 @@ ROUTES = ("auto", "dense", "kernel")
 class AbstractProblem(eqx.Module):
     """A loss and the noise of its stochastic gradients."""
 
-    noise: eqx.AbstractVar["AbstractNoise | None"]
+    noise: eqx.AbstractVar["AbstractNoise | None"]  # a field of each problem, after its data
 
     @abc.abstractmethod
     def flat_loss(self, chart: Coordinates, route: str = "auto") -> mf.AbstractLoss:
@@ -40,7 +40,11 @@ class Problem(AbstractProblem):
     """
 
     loss: Callable[[PyTree], Any]
-    noise: "AbstractNoise | None" = None
+    noise: "AbstractNoise | None"
+
+    def __init__(self, loss: Callable[[PyTree], Any], noise: "AbstractNoise | None" = None):
+        self.loss = loss
+        self.noise = noise
 
     def flat_loss(self, chart: Coordinates, route: str = "auto") -> mf.AbstractLoss:
         return _dense(self.loss, chart, route)
@@ -57,10 +61,15 @@ class EmpiricalRisk(AbstractProblem):
 
     sample_loss: Callable[[PyTree, PyTree], Any]
     data: PyTree
-    noise: "AbstractNoise | None" = None
+    noise: "AbstractNoise | None"
 
-    def __check_init__(self) -> None:
-        check_leading_axis(self.data, "data")
+    def __init__(
+        self, sample_loss: Callable[[PyTree, PyTree], Any], data: PyTree, noise: "AbstractNoise | None" = None
+    ):
+        check_leading_axis(data, "data")
+        self.sample_loss = sample_loss
+        self.data = data
+        self.noise = noise
 
     @property
     def num_samples(self) -> int:
@@ -92,10 +101,20 @@ class LeastSquares(AbstractProblem):
     predict: Callable[[PyTree, PyTree], Any]
     inputs: PyTree
     targets: Float[Array, "n *k"]
-    noise: "AbstractNoise | None" = None
+    noise: "AbstractNoise | None"
 
-    def __check_init__(self) -> None:
-        check_leading_axis((self.inputs, self.targets), "inputs and targets")
+    def __init__(
+        self,
+        predict: Callable[[PyTree, PyTree], Any],
+        inputs: PyTree,
+        targets: Any,
+        noise: "AbstractNoise | None" = None,
+    ):
+        check_leading_axis((inputs, targets), "inputs and targets")
+        self.predict = predict
+        self.inputs = inputs
+        self.targets = targets
+        self.noise = noise
 
     @property
     def num_samples(self) -> int:
@@ -147,7 +166,7 @@ def from_sympy(expr: Any, symbols: Sequence[sympy.Symbol], noise: "AbstractNoise
         >>> from_sympy((1 + y**2) * x**2 / 2, [x, y]).loss(jnp.array([1.0, 0.0]))
         Array(0.5, dtype=float32)
     """
-    return Problem(mf.sympy_function(expr, symbols), noise)
+    return Problem(loss=mf.sympy_function(expr, symbols), noise=noise)
 
 
 def check_leading_axis(tree: PyTree, name: str) -> None:

@@ -26,7 +26,7 @@ class ProgressMeter(dfx.AbstractProgressMeter[Array]):
     def init(self) -> Array:
         def start() -> np.ndarray:
             _started[self.name] = time.monotonic()
-            return np.float32(0)
+            return np.zeros((), np.float32)
 
         return eqxi.nonbatchable(io_callback(start, jax.ShapeDtypeStruct((), jnp.float32)))
 

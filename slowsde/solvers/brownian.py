@@ -1,6 +1,6 @@
 """Brownian increments that repeat exactly however a run is batched, chunked or resumed."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
@@ -19,7 +19,13 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
     grid: Float[Array, " steps"]
     key: PRNGKeyArray
     size: int = eqx.field(static=True)
-    levy_area: ClassVar = dfx.BrownianIncrement
+    levy_area: Any = eqx.field(static=True)
+
+    def __init__(self, grid: Float[Array, " steps"], key: PRNGKeyArray, size: int):
+        self.grid = grid
+        self.key = key
+        self.size = size
+        self.levy_area = dfx.BrownianIncrement
 
     @property
     def t0(self) -> Array:

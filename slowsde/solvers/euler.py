@@ -11,6 +11,8 @@ from manifolds.return_map import gauss_newton_return
 
 from .state import SlowState, State
 
+RESULTS: Any = dfx.RESULTS  # an Enumeration, which type checkers take for its values
+
 
 class ManifoldEuler(dfx.AbstractItoSolver):
     """Tangential Euler–Maruyama with the return to Γ: weak order 1, strong order ½ for the slow SDE (Itô).
@@ -53,10 +55,11 @@ class ManifoldEuler(dfx.AbstractItoSolver):
         if v is not None:
             v = sde.relaxed(x, v, h)
         y1 = (found.point, v)
-        result = dfx.RESULTS.where(regular, dfx.RESULTS.successful, dfx.RESULTS.nonlinear_divergence)
+        result = RESULTS.where(regular, RESULTS.successful, RESULTS.nonlinear_divergence)
         # A step of fixed length may jump over the point where the rank is lost: does the last eigenvalue reach zero?
-        last = jnp.maximum(sde.rank, 1) - 1
+        rank = normal.rank if sde.rank is None else sde.rank
+        last = jnp.maximum(rank, 1) - 1
         axis = normal.metric.sqrt(normal.lift(jax.nn.one_hot(last, normal.values.shape[0], dtype=x.dtype)[:, None]))
         slope = sde.loss.contract_factors(x, axis, axis) @ move
-        result = dfx.RESULTS.where(normal.values[last] + slope > 0, result, dfx.RESULTS.dt_min_reached)
+        result = RESULTS.where(normal.values[last] + slope > 0, result, RESULTS.dt_min_reached)
         return y1, None, {"y0": y0, "y1": y1}, None, result

@@ -8,6 +8,7 @@ from jaxtyping import Array, Int
 
 from .state import SlowState, State, scaled_error
 
+RESULTS: Any = dfx.RESULTS  # an Enumeration, which type checkers take for its values
 TOO_MANY = 500  # a flow that needs this many more steps at its present step is stiff,
 PERSISTENT = 30  # if it does so for this many accepted steps in a row
 
@@ -16,7 +17,7 @@ class ReturningSolver(dfx.AbstractAdaptiveSolver):
     """`solver` with every step returned to Γ; a step from which the return fails is rejected, so that it shrinks.
 
     The order is that of `solver`: a point within O(h^{q+1}) of Γ moves by as much. Errors are scaled by `rtol`, see
-    `scaled_error`. With `end`, the time to reach, a stiff flow ends the solve with `RESULTS.stagnation` instead of
+    `scaled_error`. With `end`, the time to reach, a stiff flow ends the solve with `diffrax.RESULTS.stagnation` instead of
     crawling on.
     """
 
@@ -48,5 +49,5 @@ class ReturningSolver(dfx.AbstractAdaptiveSolver):
         y1, regular = self.slow.returned(y1)
         if self.end is not None:
             crawling = jnp.where(self.end - t1 > TOO_MANY * (t1 - t0), crawling + 1, 0)
-            result = dfx.RESULTS.where(crawling > PERSISTENT, dfx.RESULTS.stagnation, result)
+            result = RESULTS.where(crawling > PERSISTENT, RESULTS.stagnation, result)
         return y1, scaled_error(error, y0, y1, self.rtol, regular), dense_info, (inner, crawling), result

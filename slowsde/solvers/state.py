@@ -38,7 +38,7 @@ class SlowState(eqx.Module):
         return (jnp.where(regular, found.point, x), v), regular
 
 
-def scaled_error(error: State, y0: State, y1: State, rtol: Any, regular: Bool[Array, ""]) -> State:
+def scaled_error(error: Any, y0: State, y1: State, rtol: Any, regular: Bool[Array, ""]) -> State:
     """Local errors in units of what `rtol` allows, infinite where the step did not end at a regular point of Γ.
 
     For ζ that is rtol·(|ζ_i| + rms ζ). The state v has the units of a squared gradient and acts through √v, so that
