@@ -1,0 +1,90 @@
+"""Stiff slow flows: Adam under label noise drives coordinates to zero, where S = 1/ε, and the flow must not crawl."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import slowsde as ss
+
+D, N, SPARSE = 100, 50, 5
+RNG = np.random.default_rng(0)
+INPUTS = RNG.choice([-1.0, 1.0], size=(N, D))
+TRUTH = np.zeros(D)
+TRUTH[RNG.choice(D, SPARSE, replace=False)] = RNG.choice([-1.0, 1.0], SPARSE)
+TIMES = [0.0, 0.05, 0.1, 0.2, 1.0]
+L1 = {"l1": lambda p: jnp.sum(jnp.abs(p["u"])) + jnp.sum(jnp.abs(p["v"]))}
+
+
+def predict(p: Any, z: Any) -> Any:
+    return z @ (p["u"] ** 2 - p["v"] ** 2)
+
+
+PROBLEM = ss.LeastSquares(predict, INPUTS, INPUTS @ TRUTH, ss.LabelNoise(0.5))
+
+
+@pytest.fixture(scope="module")
+def start() -> Any:
+    return ss.to_manifold(PROBLEM, {"u": np.full(D, 0.3), "v": np.full(D, 0.3)})
+
+
+def run(start: Any, solver: str = "auto", rtol: float = 1e-4, c: float = 10.0, eps: float = 1e-6) -> ss.Trajectory:
+    return ss.simulate(
+        PROBLEM, ss.adam(c=c, eps=eps), start, 1.0, save_at=TIMES, metrics=L1, solver=solver, rtol=rtol, max_steps=5000
+    )
+
+
+@pytest.mark.parametrize("c", [10.0, 1000.0])
+def test_a_stiff_flow_reaches_the_sparse_solution_in_few_steps(start: Any, c: float) -> None:
+    """The minimizer of Σ|θ_i| on Γ is the truth here: Σ√|w_i| = 5. An explicit method needs 10⁵ steps and more."""
+    found = run(start, c=c)
+    assert found.stats["solver"] == "tsit5, implicit"
+    assert found.stats["num_steps"] < 400
+    assert abs(found.metrics["l1"][0, -1] - SPARSE) < 0.005
+    assert np.max(found.stats["residual"]) < 1e-6
+    w = found.params["u"][0, -1] ** 2 - found.params["v"][0, -1] ** 2
+    np.testing.assert_allclose(w, TRUTH, atol=1e-3)
+    # Γ is singular at a sparse point: the ranks say so.
+    assert found.stats["ranks"][0, 0] == N
+    assert found.stats["ranks"][0, -1] == SPARSE
+
+
+def test_implicit_and_explicit_solvers_agree_where_the_flow_is_not_stiff(start: Any) -> None:
+    """ε = 0.02: the explicit solver, at a tight tolerance, is the judge."""
+    judge = run(start, "tsit5", rtol=1e-8, eps=0.02)
+    assert judge.stats["solver"] == "tsit5"
+    errors = []
+    for rtol in (1e-3, 1e-5):
+        found = run(start, "implicit", rtol=rtol, eps=0.02)
+        errors.append(np.max(np.abs(found.metrics["l1"] / judge.metrics["l1"] - 1)))
+        assert np.max(found.stats["residual"]) < 1e-12
+    assert errors[0] < 5e-3
+    assert errors[1] < 1e-4
+    assert errors[1] < 0.3 * errors[0]
+
+
+def test_an_explicit_solver_alone_says_that_the_flow_is_stiff(start: Any) -> None:
+    with pytest.raises(ss.RunError, match="max_steps") as caught:
+        ss.simulate(PROBLEM, ss.adam(c=10.0, eps=1e-6), start, 1.0, save_at=TIMES, solver="tsit5", max_steps=200)
+    assert 0 < caught.value.trajectory.stats["failed_at"][0] < 1
+    assert np.isfinite(caught.value.trajectory.params["u"][0, 0]).all()
+
+
+def test_the_quasi_static_limit_is_the_limit_of_fast_states(start: Any) -> None:
+    """c → ∞: v = αV(H) at once. The distance to it falls like 1/c."""
+    times = {"save_at": [0.0, 0.02], "metrics": L1, "solver": "tsit5", "rtol": 1e-8}
+    limit = ss.simulate(PROBLEM, ss.adam(c=jnp.inf, eps=0.02), start, 0.02, **times).metrics["l1"][0, -1]
+    gaps = [
+        abs(ss.simulate(PROBLEM, ss.adam(c=c, eps=0.02), start, 0.02, **times).metrics["l1"][0, -1] - limit)
+        for c in (1e3, 1e4)
+    ]
+    assert gaps[0] < 0.5
+    assert 5 < gaps[0] / gaps[1] < 15
+
+
+def test_diffusing_noise_refuses_the_solvers_of_the_flow() -> None:
+    problem = ss.Problem(lambda x: 0.25 * (x @ x - 1) ** 2, ss.GaussianNoise(1.0))
+    for solver in ("tsit5", "implicit"):
+        with pytest.raises(ValueError, match="solver"):
+            ss.simulate(problem, ss.sgd(), np.array([1.0, 0.0]), 1.0, solver=solver)
