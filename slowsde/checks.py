@@ -112,6 +112,15 @@ def check_key(key: Any) -> PRNGKeyArray:
     return key
 
 
+def check_concrete(name: str, *trees: PyTree) -> None:
+    """ValueError inside jit, vmap or grad: a run chooses its solver and its steps by the values it meets."""
+    if is_traced(*trees):
+        raise ValueError(
+            f"{name} was called inside jit, vmap or grad with traced arguments, where their values are not known. Call "
+            "it outside (it compiles itself); coefficients and manifolds.limit_map do work inside."
+        )
+
+
 def check_paths(paths: Any) -> int:
     """ValueError unless paths is a positive integer."""
     if not isinstance(paths, (int, np.integer)) or isinstance(paths, bool) or paths < 1:

@@ -70,6 +70,7 @@ def run_discrete(
         (64, 101)
     """
     started = time.perf_counter()
+    checks.check_concrete("run_discrete", problem, optimizer, params0, v0, t1, lr)
     b2 = _second_momentum(optimizer, lr)
     steps = _saved_steps(checks.save_times(save_at, 0.0, t1), lr)
     paths = checks.check_paths(paths)

@@ -90,6 +90,7 @@ def simulate(
         (1, 101)
     """
     started = time.perf_counter()
+    checks.check_concrete("simulate", problem, optimizer, params0, v0, t0, t1)
     times = checks.save_times(save_at, t0, t1)
     paths = checks.check_paths(paths)
     key = checks.check_key(key)
@@ -177,6 +178,11 @@ def start_on_manifold(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> 
     start = _limit(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
     check_limit(start)
     _check_interpolation(sde, start)
+    if int(start.rank) == x0.size:
+        raise ValueError(
+            f"params0 leads to an isolated minimizer: the Hessian has full rank {x0.size}, so there is no manifold to "
+            "drift along. The slow SDE needs more parameters than the data determine."
+        )
     checks.check_noise_on_manifold(sde, start.point, start.spectrum[0])
     # An eigenvalue that was regular at the start and has shrunk so far has vanished for every practical purpose.
     floor = rank_tolerance(x0.dtype) * start.spectrum[start.rank - 1]

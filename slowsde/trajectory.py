@@ -30,7 +30,8 @@ class Result(enum.IntEnum):
         return {
             Result.SUCCESS: "successful",
             Result.LEFT_MANIFOLD: "the return to the manifold did not converge; use a smaller step (dt or rtol)",
-            Result.RANK_LOST: "the rank of the Hessian drops, so Γ is singular there (or dt is too long to tell)",
+            Result.RANK_LOST: "the rank of the Hessian drops and Γ is singular there, or the step is too long to tell: "
+            "try a smaller dt, or a larger eps where v vanishes",
             Result.NON_FINITE: "the state became non-finite; use a smaller step (dt or lr)",
             Result.MAX_STEPS: "max_steps was reached; the flow is stiff there: raise eps or max_steps",
         }[self]

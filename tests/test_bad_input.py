@@ -365,3 +365,17 @@ def test_the_remedy_for_a_loss_without_a_manifold_is_a_note_of_the_error():
     with pytest.raises(ValueError, match=r"does not converge|unclear") as caught:
         run_discrete(ss.Problem(lambda x: jnp.exp(-x[0]) + x[1] ** 2, noise=NOISE))
     assert "project=False" in "".join(caught.value.__notes__)
+
+
+def test_an_isolated_minimizer_has_no_manifold() -> None:
+    problem = ss.Problem(lambda w: jnp.sum((w - 1) ** 2), ss.GaussianNoise(0.1))
+    with pytest.raises(ValueError, match="isolated minimizer"):
+        ss.simulate(problem, ss.sgd(), np.zeros(3), 1.0)
+
+
+def test_runs_inside_a_transformation_are_refused() -> None:
+    problem = ss.Problem(lambda x: 0.25 * (x @ x - 1) ** 2, ss.GaussianNoise(0.1))
+    with pytest.raises(ValueError, match="inside jit"):
+        jax.jit(lambda x: ss.simulate(problem, ss.sgd(), x, 1.0).params)(jnp.array([1.0, 0.0]))
+    with pytest.raises(ValueError, match="inside jit"):
+        jax.jit(lambda x: ss.run_discrete(problem, ss.sgd(), x, 1.0, lr=0.1).params)(jnp.array([1.0, 0.0]))

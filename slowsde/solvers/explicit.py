@@ -17,8 +17,8 @@ class ReturningSolver(dfx.AbstractAdaptiveSolver):
     """`solver` with every step returned to Γ; a step from which the return fails is rejected, so that it shrinks.
 
     The order is that of `solver`: a point within O(h^{q+1}) of Γ moves by as much. Errors are scaled by `rtol`, see
-    `scaled_error`. With `end`, the time to reach, a stiff flow ends the solve with `diffrax.RESULTS.stagnation` instead of
-    crawling on.
+    `scaled_error`. With `end`, the time to reach, a stiff flow ends the solve with `diffrax.RESULTS.stagnation`
+    instead of crawling on.
     """
 
     solver: dfx.AbstractAdaptiveSolver
