@@ -10,3 +10,4 @@ from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate
 from .problems import EmpiricalRisk, LeastSquares, Problem, from_sympy
 from .slow_sde import Coefficients, SlowSDE, coefficients, slow_sde
 from .trajectory import Result, RunError, Trajectory, load
+from .trust import Validity, validity
