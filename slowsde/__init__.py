@@ -7,7 +7,8 @@ from .discrete import run_discrete
 from .integrate import simulate, to_manifold
 from .noise import GaussianNoise, LabelNoise, MinibatchNoise
 from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate
+from .pointwise import Coefficients, coefficients
 from .problems import EmpiricalRisk, LeastSquares, Problem, from_sympy
-from .slow_sde import Coefficients, SlowSDE, coefficients, slow_sde
+from .slow_sde import SlowSDE
 from .trajectory import Result, RunError, Trajectory, load
 from .trust import Validity, validity

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .trajectory import Result, Trajectory
+from .trust import Validity, validity_of_run
 
 RESOLVED = 4.0  # a gap of more than this many standard errors is real
 ROUNDING = 1e-9  # a relative gap of this size is rounding, and so is an observable that is smaller than its square
@@ -21,6 +22,7 @@ class Comparison:
         gap: name -> (T,), discrete mean − slow mean.
         standard_error: name -> (T,), of the gap.
         slow, discrete: the trajectories compared.
+        validity: whether the slow SDE may be trusted at the learning rate of the discrete runs; None if unknown.
     """
 
     ts: np.ndarray
@@ -30,6 +32,7 @@ class Comparison:
     standard_error: dict[str, np.ndarray]
     slow: Trajectory
     discrete: Trajectory
+    validity: Validity | None = None
 
     def relative_gap(self, name: str) -> float:
         """The largest |gap| over time, as a fraction of the range that the slow observable runs through."""
@@ -58,7 +61,7 @@ class Comparison:
         return f"{size}: up to {worst:.2g}{percent}, beyond 4 s.e. at {100 * share:.0f} % of times"
 
     def table(self) -> str:
-        """Start, middle and end of every observable with gap and standard error, and a verdict each."""
+        """Start, middle and end of every observable with gap and standard error, a verdict each, and `validity`."""
         lr = self.discrete.stats.get("lr", float("nan"))
         lines = [
             f"slow ({self.slow.paths} paths) against discrete ({self.discrete.paths} paths, lr={lr:g}, "
@@ -76,22 +79,31 @@ class Comparison:
                     f"{self.discrete_mean[name][row]:13.6g}{gap:12.3g}{error:11.2g}{ratio}"
                 )
             lines.append(f"  -> {self.verdict(name)}")
+        if self.validity is not None:
+            lines.append(self.validity.summary)
         return "\n".join(lines)
 
     def plot(self, ax: Any = None, *, name: str | None = None, **kw: Any) -> Any:
-        """The slow curve, the discrete mean, its band and single runs; of observable `name`, by default the first."""
+        """The slow curve, the discrete mean, its band and single runs; of observable `name`, by default the first.
+
+        Times at which the slow SDE is not valid are shaded.
+        """
         from . import plot
 
-        return plot.plot_comparison(self, ax=ax, name=name, **kw)
+        ax = plot.plot_comparison(self, ax=ax, name=name, **kw)
+        return ax if self.validity is None else plot.shade_untrusted(self.validity, ax)
 
 
-def compare(slow: Trajectory, discrete: Trajectory) -> Comparison:
+def compare(slow: Trajectory, discrete: Trajectory, validity: Validity | None = None) -> Comparison:
     """The gap, discrete mean − slow mean, of every observable that both trajectories carry, with its standard error.
 
         s.e.² = Var(discrete)/paths + Var(slow)/paths
 
     The slow means are interpolated (monotone cubic) to the discrete times, which are whole steps. Failed paths are
     left out, and at least one of each must have succeeded.
+
+    `validity` says where to trust the slow SDE (see `slowsde.validity`); None to judge by what `slow.stats` tell about
+    stability, relaxation and momentum at the learning rate of the discrete runs, where they do.
 
     Raises: ValueError if the two share no observable or do not overlap in time.
 
@@ -103,8 +115,8 @@ def compare(slow: Trajectory, discrete: Trajectory) -> Comparison:
     names = [name for name in slow.metrics if name in discrete.metrics]
     if not names:
         raise ValueError(
-            f"slow has metrics {sorted(slow.metrics)} and discrete {sorted(discrete.metrics)}: none in common. Pass the "
-            "same metrics= to simulate and run_discrete."
+            f"slow has metrics {sorted(slow.metrics)} and discrete {sorted(discrete.metrics)}: none in common. Pass "
+            "the same metrics= to simulate and run_discrete."
         )
     slack = 1e-9 + 0.5 * float(discrete.stats.get("lr", 0.0)) ** 2  # discrete times are rounded to whole steps
     inside = (discrete.ts >= slow.ts[0] - slack) & (discrete.ts <= slow.ts[-1] + slack)
@@ -124,7 +136,9 @@ def compare(slow: Trajectory, discrete: Trajectory) -> Comparison:
         means["discrete"][name] = fast_mean[inside]
         errors[name] = np.hypot(fast_error[inside], np.interp(at, slow.ts, slow_error))
     gap = {name: means["discrete"][name] - means["slow"][name] for name in names}
-    return Comparison(ts, means["slow"], means["discrete"], gap, errors, slow, discrete)
+    if validity is None:
+        validity = validity_of_run(slow, discrete.stats.get("lr", 0.0))
+    return Comparison(ts, means["slow"], means["discrete"], gap, errors, slow, discrete, validity)
 
 
 def _mean_and_error(trajectory: Trajectory, name: str) -> tuple[np.ndarray, np.ndarray]:

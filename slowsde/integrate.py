@@ -25,6 +25,7 @@ from .slow_sde import SlowSDE, slow_sde
 from .solve import result_codes, solve_flow, solve_sde, step_grid
 from .solvers import SlowState
 from .trajectory import Trajectory, finish
+from .trust_measures import spectral_history
 
 SOLVERS = ("auto", "tsit5", "implicit", "euler")
 
@@ -80,7 +81,8 @@ def simulate(
 
     Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds route, solver, rank and spectrum of H' at the
         start, start_distance |Φ(params0) − params0|, num_steps, seconds, and for every saved time (paths, T) the
-        residual on Γ, the ranks and the smallest_eigenvalue and largest_eigenvalue of H'.
+        residual on Γ, the ranks, the smallest_eigenvalue and largest_eigenvalue of H', and what `validity` needs besides:
+        mean_relaxation, sampling_eigenvalue, b1, c.
     Raises: ValueError on bad input, before any long computation; `RunError` with the slow time at which a path left Γ,
         lost rank or turned non-finite.
 
@@ -116,9 +118,10 @@ def simulate(
                 slow, state0, times, (t0, t1), solver, rtol=rtol, max_steps=max_steps, progress=progress
             )
         found = evaluate(named, slow.sde, saved.x, saved.v)
+        history = spectral_history(slow.sde, saved.x, saved.v)
         codes = result_codes(slow, ending)
         reached = np.isfinite(np.asarray(saved.residual))
-        saved, found = _blank_unreached(reached, to_numpy((saved, found)))
+        saved, found, history = _blank_unreached(reached, to_numpy((saved, found, history)))
         ending = to_numpy(ending)
 
     def repeat(tree: PyTree) -> PyTree:
@@ -139,6 +142,9 @@ def simulate(
             "ranks": repeat(saved.rank),
             "smallest_eigenvalue": repeat(saved.smallest),
             "largest_eigenvalue": repeat(saved.largest),
+            **repeat(history),
+            "b1": float(optimizer.b1),
+            "c": float(optimizer.c),
             "num_steps": int(np.max(ending.steps)),
             "seconds": time.perf_counter() - started,
         },

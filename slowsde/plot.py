@@ -175,8 +175,15 @@ def plot_validity(validity: Validity, *, ax: Any = None, **kw: Any) -> Any:
     ax.axhspan(1, top, color=DISCRETE["color"], alpha=0.25, linewidth=0)
     for height, text in ((top, "not valid"), (1.0, "doubtful"), (doubtful, "comfortable")):
         ax.annotate(
-            text, (0.99, height), xycoords=ax.get_yaxis_transform(), xytext=(0, -2), textcoords="offset points",
-            ha="right", va="top", fontsize="small", color="0.4",
+            text,
+            (0.99, height),
+            xycoords=ax.get_yaxis_transform(),
+            xytext=(0, -2),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize="small",
+            color="0.4",
         )
     ax.set_yscale("log")
     ax.set_ylim(top=top)

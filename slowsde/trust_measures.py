@@ -1,0 +1,141 @@
+"""What decides whether the slow SDE may be trusted, measured at points of Γ: relaxation, fluctuations, stability, rank.
+
+`trust` turns these into ratios and a verdict.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from manifolds.normal_space import AbstractNormalSpace
+
+from .noise import LabelNoise
+from .problems import LeastSquares
+from .slow_sde import SlowSDE
+
+Vector = Float[Array, " p"]
+DRAWS = 16  # fluctuations drawn at each point
+
+
+@eqx.filter_jit
+def spectral_history(sde: SlowSDE, xs: Array, vs: PyTree) -> dict[str, Array]:
+    """What `simulate` keeps for `trust.validity_of_run`: mean_relaxation and sampling_eigenvalue, (paths, T)."""
+
+    def at(point: tuple[Vector, PyTree]) -> dict[str, Array]:
+        normal = sde.normal_space(*point)
+        return {
+            "mean_relaxation": mean_relaxation(sde, point[0], normal),
+            "sampling_eigenvalue": sampling_eigenvalue(sde, point[0], normal),
+        }
+
+    return _at_every_point(at, xs, vs)
+
+
+@eqx.filter_jit
+def measure(sde: SlowSDE, xs: Array, vs: PyTree, lr: Array) -> dict[str, Array]:
+    """Everything that `trust.validity` asks for at every point: xs (paths, T, p) -> (paths, T) each."""
+
+    def at(point: tuple[Vector, PyTree]) -> dict[str, Array]:
+        x, v = point
+        normal = sde.normal_space(x, v)
+        return {
+            "largest": normal.largest,
+            "smallest": normal.smallest,
+            "mean_relaxation": mean_relaxation(sde, x, normal),
+            "sampling": sampling_eigenvalue(sde, x, normal),
+            "fluctuation": fluctuation(sde, x, normal, lr),
+            "rank": spectral_gap(normal),
+            "counted": sde.loss.normal_space(x, normal.metric).rank.astype(x.dtype),
+            "metric": normal.metric.largest().astype(x.dtype),
+        }
+
+    return _at_every_point(at, xs, vs)
+
+
+def _at_every_point(
+    function: Callable[[tuple[Vector, PyTree]], dict[str, Array]], xs: Array, vs: PyTree
+) -> dict[str, Array]:
+    points = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), (xs, vs))
+    found = jax.lax.map(function, points, batch_size=8)
+    return {name: values.reshape(xs.shape[:2]) for name, values in found.items()}
+
+
+def mean_relaxation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> Array:
+    """Σ_i w_i/λ_i, w_i the share of Σ' = S^½ΣS^½ along q_i: times η, the mean slow time of relaxing to Γ."""
+    power = jnp.sum(normal.coordinates(normal.metric.sqrt(sde.factor(x))) ** 2, axis=1)
+    return jnp.sum(power * normal.inverse_values) / _nonzero(jnp.sum(jnp.where(normal.mask, power, 0)))
+
+
+def sampling_eigenvalue(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> Array:
+    """(max_i |S^½∇f_i|² − λ_max)/b for label noise on batches of b with least squares, else 0.
+
+    The Hessian of one sample, ∇f_i∇f_iᵀ, varies about H, which makes fluctuations feed on themselves: their variance
+    is amplified by 1/(1 − s), s = η λ_max (1−β1)/(2(1+β1)) + ½ η (this number), at most.
+    """
+    problem, noise = sde.problem, sde.problem.noise
+    if not isinstance(noise, LabelNoise) or noise.batch_size is None or not isinstance(problem, LeastSquares):
+        return jnp.zeros((), x.dtype)
+    scale = noise.hessian_scale(problem)  # the columns of B are √(scale/n) ∇f_i
+    per_sample = jnp.sum(normal.metric.sqrt(sde.factor(x)) ** 2, axis=0).reshape(problem.num_samples, -1)
+    largest = problem.num_samples / scale * jnp.max(jnp.sum(per_sample, axis=1))
+    return jnp.maximum(largest - normal.largest, 0) / noise.batch_size
+
+
+def fluctuation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace, lr: Array) -> Array:
+    """½ |S^½(∇L(ζ+δ) − Hδ)|² / |S^½Hδ|², sums over draws of δ ~ N(0, ηC) along S·(normal space), C as in `validity`.
+
+    C is the stationary covariance of the optimizer about Γ to leading order in η, whatever β1. The numerator is
+    ½|T[δδᵀ]|² and the ratio of order η.
+    """
+    b = normal.coordinates(normal.metric.sqrt(sde.factor(x)))
+    both = normal.mask[:, None] & normal.mask[None, :]
+    sums = jnp.where(both, normal.values[:, None] + normal.values[None, :], 1)
+    variances, axes = jnp.linalg.eigh(jnp.where(both, b @ b.T / sums, 0))
+    draws = jr.normal(jr.key(0), (variances.shape[0], DRAWS), x.dtype)
+    y = jnp.sqrt(lr) * (axes @ (jnp.sqrt(jnp.maximum(variances, 0))[:, None] * draws))
+    slope = sde.loss.gradient(x)
+    forces = jax.vmap(lambda delta: sde.loss.gradient(x + delta) - slope, 1, 1)(normal.metric.sqrt(normal.lift(y)))
+    linear = normal.lift(normal.values[:, None] * y)
+    return 0.5 * jnp.sum((normal.metric.sqrt(forces) - linear) ** 2) / _nonzero(jnp.sum(linear**2))
+
+
+def spectral_gap(normal: AbstractNormalSpace) -> Array:
+    """The largest |λ_i| that counts as zero, at least rounding, over the smallest eigenvalue that does not."""
+    rounding = jnp.finfo(normal.values.dtype).eps * normal.largest
+    return jnp.maximum(jnp.max(jnp.where(normal.mask, 0, jnp.abs(normal.values))), rounding) / normal.smallest
+
+
+def slow_time_scale(ts: np.ndarray, xs: np.ndarray, logs: tuple[np.ndarray, ...]) -> np.ndarray:
+    """(paths, T) the slow time τ in which a path moves, at most its length: ts (T,), xs (paths, T, p), logs (paths, T).
+
+    The time in which ζ crosses the distance that it crosses in all, or one of `logs` changes by as much as it does in
+    all, but by 1 at most. At time t that is the smallest |t − s| D/d(t, s) over the saved times s with d(t, s) ≥ ½D,
+    d the distance and D its largest value; asking for ½D serves diffusing paths, which have no speed.
+    """
+    apart = np.abs(ts[:, None] - ts[None, :])
+    horizon = float(np.ptp(ts)) or abs(float(ts[-1])) or np.inf
+    shortest = np.full(xs.shape[:2], horizon)
+    # A logarithm that changes by less than 1 % sets no time.
+    for points, floor, most in [(xs, 0.0, np.inf)] + [(log[..., None], 0.01, 1.0) for log in logs]:
+        d = distances(points)
+        scale = np.minimum(np.max(d, axis=(1, 2), keepdims=True), most)
+        far = (d >= 0.5 * scale) & (d > floor)
+        shortest = np.minimum(shortest, np.min(np.where(far, apart * scale / np.where(far, d, 1), np.inf), axis=-1))
+    return shortest
+
+
+def distances(xs: np.ndarray) -> np.ndarray:
+    """(paths, T, T) Euclidean distances between the points of each path (paths, T, p); 0 where a point is missing."""
+    x = np.nan_to_num(xs - xs[:, :1])
+    squares = np.sum(x**2, axis=-1)
+    products = np.einsum("ktp,ksp->kts", x, x)
+    return np.sqrt(np.maximum(squares[:, :, None] + squares[:, None, :] - 2 * products, 0))
+
+
+def _nonzero(value: Array) -> Array:
+    return jnp.where(value > 0, value, 1)
