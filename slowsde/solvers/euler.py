@@ -22,7 +22,9 @@ class ManifoldEuler(dfx.AbstractItoSolver):
     The return has the second derivative of Φ_S along Γ, so it adds the normal drift −½ S^½(H')⁺S^½ T[Σ_∥] h by itself;
     the frozen-ζ equation for v is solved exactly, so that a large c does not limit the step.
 
-    A step along which the last eigenvalue of H', continued linearly, would vanish ends with `dt_min_reached`.
+    A step along which the root of the last eigenvalue of H', continued linearly, would vanish ends with
+    `dt_min_reached`. The root, a singular value of J S^½ for least squares, passes zero with a slope where the rank is
+    lost; the eigenvalue itself only touches it, and its continuation would also refuse steps far from there.
     """
 
     slow: SlowState
@@ -56,10 +58,10 @@ class ManifoldEuler(dfx.AbstractItoSolver):
             v = sde.relaxed(x, v, h)
         y1 = (found.point, v)
         result = RESULTS.where(regular, RESULTS.successful, RESULTS.nonlinear_divergence)
-        # A step of fixed length may jump over the point where the rank is lost: does the last eigenvalue reach zero?
+        # A step of fixed length may jump over the point where the rank is lost: does √λ + d√λ reach zero?
         rank = normal.rank if sde.rank is None else sde.rank
         last = jnp.maximum(rank, 1) - 1
         axis = normal.metric.sqrt(normal.lift(jax.nn.one_hot(last, normal.values.shape[0], dtype=x.dtype)[:, None]))
         slope = sde.loss.contract_factors(x, axis, axis) @ move
-        result = RESULTS.where(normal.values[last] + slope > 0, result, RESULTS.dt_min_reached)
+        result = RESULTS.where(normal.values[last] + 0.5 * slope > 0, result, RESULTS.dt_min_reached)
         return y1, None, {"y0": y0, "y1": y1}, None, result
