@@ -1,0 +1,65 @@
+"""Drift and diffusion of the slow SDE at one point of Γ."""
+
+import equinox as eqx
+from jaxtyping import Array, Float, PyTree
+
+from manifolds.precision import in_working_precision
+
+from .checks import check_inputs, check_on_manifold
+from .optimizers import AGM
+from .problems import AbstractProblem
+from .slow_sde import SlowSDE, slow_sde
+
+Vector = Float[Array, " p"]
+
+
+class Coefficients(eqx.Module):
+    """The slow SDE at one point.
+
+    Attributes:
+        drift: params-like, the full Itô drift of ζ per unit of slow time.
+        diffusion: (p, r), Π S B, rows in the order of `ravel_pytree(params)`.
+        v_drift: v-like, c (V(Σ) − v).
+    """
+
+    drift: PyTree
+    diffusion: Float[Array, "p r"]
+    v_drift: PyTree
+
+
+@in_working_precision
+def coefficients(
+    problem: AbstractProblem, optimizer: AGM, params: PyTree, v: PyTree = None, *, route: str = "auto"
+) -> Coefficients:
+    """Drift and diffusion of the slow SDE at params on Γ with preconditioner state v.
+
+        drift = ½ ∂²Φ_S[SΣS] = −½ Π S T[C] − ½ S^½(H')⁺S^½ T[Σ_∥],   diffusion = Π S B,   v_drift = c(V(Σ) − v)
+
+    Args:
+        problem, optimizer: see `Problem` and `AGM`.
+        params: a point of Γ (see `manifolds.limit_map`).
+        v: optimizer state; None for the equilibrium V(Σ).
+        route: "dense", "kernel" (least squares) or "auto".
+
+    Returns: `Coefficients`, per unit of slow time t = kη². Works under jit and vmap.
+    Raises: ValueError on bad input or if params is not on Γ.
+
+    Example:
+        >>> c = coefficients(problem, adam(c=1.0), params)
+        >>> jax.tree.map(jnp.shape, c.drift)
+    """
+    chart, x = check_inputs(problem, optimizer, params)
+    sde = slow_sde(problem, optimizer, chart, route)
+    v = sde.equilibrium(x) if v is None else v
+    check_on_manifold(sde, x, v)
+    return _coefficients(sde, x, v)
+
+
+@eqx.filter_jit
+def _coefficients(sde: SlowSDE, x: Vector, v: PyTree) -> Coefficients:
+    normal = sde.normal_space(x, v)
+    return Coefficients(
+        drift=sde.chart.unravel_arrays(sde.drift(x, normal)),
+        diffusion=sde.diffusion(x, normal),
+        v_drift=sde.v_drift(x, v),
+    )
