@@ -81,8 +81,8 @@ def simulate(
 
     Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds route, solver, rank and spectrum of H' at the
         start, start_distance |Φ(params0) − params0|, num_steps, seconds, and for every saved time (paths, T) the
-        residual on Γ, the ranks, the smallest_eigenvalue and largest_eigenvalue of H', and what `validity` needs besides:
-        mean_relaxation, sampling_eigenvalue, b1, c.
+        residual on Γ, the ranks, the smallest_eigenvalue and largest_eigenvalue of H', and what `validity` needs
+        besides: mean_relaxation, sampling_eigenvalue, b1, c.
     Raises: ValueError on bad input, before any long computation; `RunError` with the slow time at which a path left Γ,
         lost rank or turned non-finite.
 

@@ -1,13 +1,17 @@
 """Figures of finished trajectories: `plot_x(result, *, ax=None, **kw) -> Axes`. No global setting is touched."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .comparison import Comparison
-from .convergence import ConvergenceStudy
 from .trajectory import Result, Trajectory
-from .trust import Validity
+
+if TYPE_CHECKING:  # the results draw themselves through this module
+    from .comparison import Comparison
+    from .convergence import ConvergenceStudy
+    from .trust import Validity
 
 # Readable in grey: the slow curve is dark and solid, the discrete mean lighter and marked, bands are faint.
 SLOW = {"color": "#10263f", "linewidth": 2.0, "zorder": 4}
