@@ -180,11 +180,10 @@ def plot_validity(validity: Validity, *, ax: Any = None, **kw: Any) -> Any:
     for height, text in ((top, "not valid"), (1.0, "doubtful"), (doubtful, "comfortable")):
         ax.annotate(
             text,
-            (0.99, height),
+            (1.01, height),
             xycoords=ax.get_yaxis_transform(),
             xytext=(0, -2),
             textcoords="offset points",
-            ha="right",
             va="top",
             fontsize="small",
             color="0.4",
@@ -204,7 +203,5 @@ def shade_untrusted(validity: Validity, ax: Any) -> Any:
     middles = np.concatenate([validity.ts[:1], (validity.ts[1:] + validity.ts[:-1]) / 2, validity.ts[-1:]])
     for number, (first, last) in enumerate(zip(edges[::2], edges[1::2], strict=True)):
         label = "slow SDE not valid" if number == 0 else None
-        ax.axvspan(
-            middles[first], middles[last], color=DISCRETE["color"], alpha=0.12, linewidth=0, zorder=0, label=label
-        )
+        ax.axvspan(middles[first], middles[last], color="0.5", alpha=0.15, linewidth=0, zorder=0, label=label)
     return ax

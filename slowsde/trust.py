@@ -41,9 +41,9 @@ CRITERIA = {
     "relaxation": Criterion(
         0.05, 0.25, "relaxing to Γ takes {} of the time in which the run moves", "lower lr or start nearer to Γ"
     ),
-    "momentum": Criterion(0.1, 0.5, "the momentum remembers {} of the time in which the run moves", "lower lr or b1"),
+    "momentum": Criterion(0.05, 0.25, "the momentum remembers {} of the time in which the run moves", "lower lr or b1"),
     "state": Criterion(
-        0.5, 2.5, "settling about Γ takes {} times the memory 1/c of the state v", "lower lr or c (a larger β2)"
+        0.1, 0.5, "settling about Γ takes {} times the memory 1/c of the state v", "lower lr or c (a larger β2)"
     ),
     "fluctuation": Criterion(
         0.1, 0.5, "the loss bends by {} (relative, squared) across the fluctuations about Γ", "lower lr or the noise"
@@ -171,9 +171,11 @@ def validity(problem: AbstractProblem, optimizer: AGM, slow: Trajectory, lr: flo
     through, where one ratio dominates:
 
         sharpness    gap ≈ 0.3 to 0.4 × ratio for label noise, up to 1.5 × where the stiffest direction is the drift
-        relaxation   gap ≈ 1.3 × ratio for the iterates themselves; those returned to Γ (`run_discrete` by default)
+        relaxation   gap ≈ 0.4 to 1.4 × ratio for the iterates themselves; those returned to Γ (`run_discrete` by default)
                      hardly lag. η/λ_min alone may be 1000 τ at a gap of 0.5 %, hence the weights
-        momentum     gap ≈ 0.5 × ratio;    state  gap ≈ 0.05 to 0.08 × ratio;    fluctuation  gap up to 0.3 × ratio
+        momentum     gap ≈ 0.5 to 1 × ratio
+        state        gap ≈ 0.3 × ratio
+        fluctuation  gap up to 0.5 × ratio; never the largest share of a gap
 
     so that "comfortable" means gaps of up to about 5 % (10 % at worst), "not valid" of 20 % and more.
 

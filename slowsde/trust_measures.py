@@ -96,8 +96,9 @@ def fluctuation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace, lr: Array)
     both = normal.mask[:, None] & normal.mask[None, :]
     sums = jnp.where(both, normal.values[:, None] + normal.values[None, :], 1)
     variances, axes = jnp.linalg.eigh(jnp.where(both, b @ b.T / sums, 0))
-    draws = jr.normal(jr.key(0), (variances.shape[0], DRAWS), x.dtype)
-    y = jnp.sqrt(lr) * (axes @ (jnp.sqrt(jnp.maximum(variances, 0))[:, None] * draws))
+    # The symmetric root of the covariance on fixed draws in R^p is continuous along a run: no sign of a q_i enters.
+    draws = normal.coordinates(jr.normal(jr.key(0), (x.shape[0], DRAWS), x.dtype))
+    y = jnp.sqrt(lr) * (axes @ (jnp.sqrt(jnp.maximum(variances, 0))[:, None] * (axes.T @ draws)))
     slope = sde.loss.gradient(x)
     forces = jax.vmap(lambda delta: sde.loss.gradient(x + delta) - slope, 1, 1)(normal.metric.sqrt(normal.lift(y)))
     linear = normal.lift(normal.values[:, None] * y)
@@ -114,8 +115,8 @@ def slow_time_scale(ts: np.ndarray, xs: np.ndarray, logs: tuple[np.ndarray, ...]
     """(paths, T) the slow time τ in which a path moves, at most its length: ts (T,), xs (paths, T, p), logs (paths, T).
 
     The time in which ζ crosses the distance that it crosses in all, or one of `logs` changes by as much as it does in
-    all, but by 1 at most. At time t that is the smallest |t − s| D/d(t, s) over the saved times s with d(t, s) ≥ ½D,
-    d the distance and D its largest value; asking for ½D serves diffusing paths, which have no speed.
+    all, but by 1 at most. At time t that is the smallest |t − s| D/d(t, s) over the saved times s with d(t, s) ≥ D/3,
+    d the distance and D its largest value; asking for D/3 serves diffusing paths, which have no speed.
     """
     apart = np.abs(ts[:, None] - ts[None, :])
     horizon = float(np.ptp(ts)) or abs(float(ts[-1])) or np.inf
@@ -124,7 +125,7 @@ def slow_time_scale(ts: np.ndarray, xs: np.ndarray, logs: tuple[np.ndarray, ...]
     for points, floor, most in [(xs, 0.0, np.inf)] + [(log[..., None], 0.01, 1.0) for log in logs]:
         d = distances(points)
         scale = np.minimum(np.max(d, axis=(1, 2), keepdims=True), most)
-        far = (d >= 0.5 * scale) & (d > floor)
+        far = (d >= scale / 3) & (d > floor)
         shortest = np.minimum(shortest, np.min(np.where(far, apart * scale / np.where(far, d, 1), np.inf), axis=-1))
     return shortest
 
