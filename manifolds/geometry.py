@@ -175,11 +175,15 @@ def check_loss(loss: AbstractLoss, x: Float[Array, " p"]) -> None:
         )
     if is_traced(loss, x):
         return
-    value, slope = loss.value(x), loss.gradient(x)
-    _, curvature = jax.jvp(loss.gradient, (x,), (jnp.ones_like(x),))
-    for name, found in (("value", value), ("gradient", slope), ("second derivative", curvature)):
-        if not bool(jnp.all(jnp.isfinite(found))):
+    for name, finite in zip(("value", "gradient", "second derivative"), _finite_derivatives(loss, x), strict=True):
+        if not bool(finite):
             raise ValueError(
                 f"The {name} of loss is not finite at params. Start where the loss is finite and twice "
                 "differentiable (beware of jnp.where around a singularity, and of sqrt and abs at 0)."
             )
+
+
+@eqx.filter_jit
+def _finite_derivatives(loss: AbstractLoss, x: Array) -> list[Array]:
+    slope, curvature = jax.jvp(loss.gradient, (x,), (jnp.ones_like(x),))
+    return [jnp.all(jnp.isfinite(found)) for found in (loss.value(x), slope, curvature)]

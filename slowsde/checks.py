@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -28,7 +29,7 @@ def check_inputs(problem: AbstractProblem, optimizer: AGM, params: PyTree) -> tu
     factor = jax.eval_shape(sde.factor, x)  # raises on a factor of the wrong shape
     if not is_traced(sde, x):
         optimizer.check(chart, x)
-        if not bool(jnp.all(jnp.isfinite(sde.factor(x)))):
+        if not np.isfinite(noise_size(sde, x)):
             raise ValueError(f"The noise factor B of shape {factor.shape} is not finite at params.")
     return chart, x
 
@@ -71,12 +72,22 @@ def check_on_manifold(sde: SlowSDE, x: Vector, v: PyTree) -> None:
 
 def check_noise_on_manifold(sde: SlowSDE, x: Vector, curvature: Any) -> None:
     """ValueError if the noise vanishes at x on Γ: then nothing moves on the slow clock."""
-    size = float(jnp.linalg.norm(sde.factor(x)))
+    size = noise_size(sde, x)
     if size <= 1e3 * float(jnp.finfo(x.dtype).eps) * float(curvature) * (1 + float(jnp.linalg.norm(x))):
         raise ValueError(
             f"The noise vanishes on the manifold (|B| = {size:.2g} there), so nothing moves on the slow clock. "
             "Minibatch noise does so wherever every sample is fitted exactly; use LabelNoise or GaussianNoise."
         )
+
+
+def noise_size(sde: SlowSDE, x: Vector) -> float:
+    """|B(x)|, Frobenius; not finite where B is not."""
+    return float(_noise_norm(sde, x))
+
+
+@eqx.filter_jit
+def _noise_norm(sde: SlowSDE, x: Vector) -> Array:
+    return jnp.linalg.norm(sde.factor(x))
 
 
 def save_times(save_at: Any, t0: float, t1: float) -> np.ndarray:

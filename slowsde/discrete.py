@@ -19,7 +19,7 @@ from .metrics import as_metrics, check_metrics, evaluate
 from .optimizers import AGM
 from .problems import AbstractProblem
 from .progress import meter
-from .slow_sde import SlowSDE, slow_sde
+from .slow_sde import SlowSDE, equilibrium, slow_sde
 from .trajectory import Result, Trajectory, finish
 
 State = tuple[Float[Array, " p"], Float[Array, " p"], PyTree]  # (θ, m, v)
@@ -81,7 +81,7 @@ def run_discrete(
         problem, optimizer, params0, v0 = cast((problem, optimizer, params0, v0), precision)
         chart, x0 = checks.check_inputs(problem, optimizer, params0)
         sde = slow_sde(problem, optimizer, chart, route)
-        v0 = sde.equilibrium(x0) if v0 is None else v0
+        v0 = equilibrium(sde, x0) if v0 is None else v0
         checks.check_state(sde, x0, v0)
         check_metrics(named, sde, x0, v0)
         if project:

@@ -21,7 +21,7 @@ from .metrics import as_metrics, check_metrics, evaluate
 from .optimizers import AGM
 from .problems import AbstractProblem
 from .progress import meter
-from .slow_sde import SlowSDE, slow_sde
+from .slow_sde import SlowSDE, equilibrium, slow_sde
 from .solve import result_codes, solve_flow, solve_sde, step_grid
 from .solvers import SlowState
 from .trajectory import Trajectory, finish
@@ -179,7 +179,7 @@ def to_manifold(
 
 def start_on_manifold(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> tuple[SlowState, LimitPoint, PyTree]:
     """Φ_{S(v0)}(x0), checked, with the slow SDE on Γ at its rank and the state v0 there."""
-    v0 = sde.equilibrium(x0) if v0 is None else v0
+    v0 = equilibrium(sde, x0) if v0 is None else v0
     checks.check_state(sde, x0, v0)
     start = _limit(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
     check_limit(start)

@@ -107,6 +107,12 @@ class SlowSDE(eqx.Module):
         return jax.tree.map(lambda target, now: self.optimizer.c * (target - now), self.equilibrium(x), v)
 
 
+@eqx.filter_jit
+def equilibrium(sde: SlowSDE, x: Vector) -> PyTree:
+    """V(Σ(x)), compiled: the state v0 that a run starts with by default."""
+    return sde.equilibrium(x)
+
+
 def slow_sde(problem: AbstractProblem, optimizer: AGM, chart: Coordinates, route: str = "auto") -> SlowSDE:
     """The slow SDE of `optimizer` on `problem`; ValueError if the problem has no noise or an unsuitable one."""
     if not isinstance(problem, AbstractProblem):
