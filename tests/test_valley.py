@@ -104,9 +104,9 @@ def test_minibatch_noise_of_an_empirical_risk_matches_its_own_discrete_runs() ->
     data = np.random.default_rng(0).normal(size=(16, 2))
 
     def sample_loss(x: Any, z: Any) -> Any:
-        return 0.5 * (1 + 0.5 * jnp.sin(x[1])) * (x[0] - z[0]) ** 2 + 0.3 * z[1] * x[0]
+        return 0.5 * (1 + 0.5 * jnp.sin(x[1])) * x[0] ** 2 + z[0] * x[0] + 0.2 * z[1] * jnp.sin(x[1])
 
-    centred = data - data.mean(axis=0)
+    centred = data - data.mean(axis=0)  # so that the mean loss is ½(1 + ½ sin y)x², with Γ = {x = 0}
     problem = ss.EmpiricalRisk(sample_loss, centred, ss.MinibatchNoise(2))
     loss_on_manifold = {"y": lambda x: x[1]}
     slow = ss.simulate(
