@@ -300,7 +300,7 @@ def ellipse_runs(steps: list[int], paths: int) -> dict[str, tuple[np.ndarray, np
 
 
 def test_simulate_has_the_weak_errors_of_its_step_on_the_ellipse() -> None:
-    """Two routes to one number: the mean over sampled paths and the composed operator, whose order is measured above."""
+    """Two routes to one number: the mean over sampled paths and the composed operator, whose order is known."""
     runs, exact = ellipse_runs([16], 20_000), quadrature_errors(np.array([16]))
     for name, (errors, spreads) in runs.items():
         assert abs(errors[0]) > 10 * spreads[0], name
@@ -309,8 +309,8 @@ def test_simulate_has_the_weak_errors_of_its_step_on_the_ellipse() -> None:
 
 @pytest.mark.slow
 def test_simulate_has_weak_order_one_on_the_ellipse() -> None:
-    steps = [8, 16, 32, 64, 128]
-    for name, (errors, spreads) in ellipse_runs(steps, 160_000).items():
+    steps = [32, 64, 128, 256, 512]  # with longer ones the third order in the step moves the slope by 0.02
+    for name, (errors, spreads) in ellipse_runs(steps, 40_000).items():
         _, low, high = leading_order(steps, errors, spreads)
         assert low < 1 < high < low + 0.4, name
 
