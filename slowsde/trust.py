@@ -170,8 +170,8 @@ def validity(problem: AbstractProblem, optimizer: AGM, slow: Trajectory, lr: flo
     RMSProp and SGD on diagonal networks, valleys; 64 to 512 runs each), gap as a share of what the observable moves
     through, where one ratio dominates:
 
-        sharpness    gap ≈ 0.3 to 0.4 × ratio for label noise, up to 1.5 × where the stiffest direction is the drift
-        relaxation   gap ≈ 0.4 to 1.4 × ratio for the iterates themselves; those returned to Γ (`run_discrete` by default)
+        sharpness    gap ≈ 0.3 to 1 × ratio for label noise, up to 1.5 × where the stiffest direction is the drift
+        relaxation   gap ≈ 0.4 to 1.4 × ratio for the iterates themselves; returned to Γ, as `run_discrete` does, they
                      hardly lag. η/λ_min alone may be 1000 τ at a gap of 0.5 %, hence the weights
         momentum     gap ≈ 0.5 to 1 × ratio
         state        gap ≈ 0.3 × ratio
@@ -270,17 +270,16 @@ def _check_run(slow: Any, lr: Any) -> None:
 
 def _fitting(problem: AbstractProblem, optimizer: AGM, slow: Trajectory, xs: Array, vs: PyTree, route: str) -> SlowSDE:
     """The slow SDE at the rank of the run, once problem and optimizer are known to be those of the run."""
-    first = jax.tree.map(lambda leaf: leaf[0, 0] if eqx.is_array_like(leaf) else leaf, slow.params)
-    sde = slow_sde(problem, optimizer, Coordinates.of(first), route)
-    leaves = jax.tree.map(np.shape, first)
+    first = jax.tree.map(lambda leaf: leaf[0, 0] if isinstance(leaf, np.ndarray | jax.Array) else leaf, slow.params)
     x, v = jax.tree.map(lambda leaf: leaf[0, 0], (xs, vs))
     try:
+        sde = slow_sde(problem, optimizer, Coordinates.of(first), route)
         checks.check_inputs(problem, optimizer, cast(first, x.dtype))
         state = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(sde.equilibrium, x))
-    except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(
-            f"problem does not fit slow.params, whose leaves have shapes {leaves}: {error}. Pass the problem that slow "
-            "was simulated with."
+            f"problem does not fit slow.params, with leaves of shapes {jax.tree.map(np.shape, first)}: {error}. Pass "
+            "the problem that slow was simulated with."
         ) from error
     if jax.tree.map(np.shape, v) != state:
         raise ValueError(
@@ -310,7 +309,7 @@ def _chosen(slow: Trajectory) -> tuple[np.ndarray, np.ndarray]:
 
 def _flat(slow: Trajectory) -> np.ndarray:
     """params as (paths, T, p)."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(slow.params) if eqx.is_array_like(leaf)]
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(slow.params) if isinstance(leaf, np.ndarray | jax.Array)]
     return np.concatenate([leaf.reshape((*leaf.shape[:2], -1)) for leaf in leaves], axis=-1)
 
 
