@@ -196,7 +196,7 @@ def validity(problem: AbstractProblem, optimizer: AGM, slow: Trajectory, lr: flo
     xs, vs = jax.tree.map(lambda leaf: leaf[paths][:, times], (_flat(slow), slow.v))
     with working_precision("float64") as precision:
         problem, optimizer, xs, vs = cast((problem, optimizer, xs, vs), precision)
-        sde = _fitting(problem, optimizer, slow, xs, vs, route)
+        sde, vs = _fitting(problem, optimizer, slow, xs, vs, route)
         found = to_numpy(measure(sde, xs, vs, jnp.asarray(lr, precision)))
         xs = np.asarray(xs)
     if not np.isfinite(found["largest"]).any():
@@ -268,27 +268,25 @@ def _check_run(slow: Any, lr: Any) -> None:
         raise ValueError(f"lr={lr!r} must be a positive number: the learning rate η of the discrete optimizer.")
 
 
-def _fitting(problem: AbstractProblem, optimizer: AGM, slow: Trajectory, xs: Array, vs: PyTree, route: str) -> SlowSDE:
-    """The slow SDE at the rank of the run, once problem and optimizer are known to be those of the run."""
+def _fitting(
+    problem: AbstractProblem, optimizer: AGM, slow: Trajectory, xs: Array, vs: PyTree, route: str
+) -> tuple[SlowSDE, PyTree]:
+    """The slow SDE at the rank of the run and the states, once problem and optimizer are known to be those of it."""
     first = jax.tree.map(lambda leaf: leaf[0, 0] if isinstance(leaf, np.ndarray | jax.Array) else leaf, slow.params)
-    x, v = jax.tree.map(lambda leaf: leaf[0, 0], (xs, vs))
+    x = xs[0, 0]
     try:
         sde = slow_sde(problem, optimizer, Coordinates.of(first), route)
         checks.check_inputs(problem, optimizer, cast(first, x.dtype))
-        state = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(sde.equilibrium, x))
+        expected = jax.eval_shape(sde.equilibrium, x)
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(
             f"problem does not fit slow.params, with leaves of shapes {jax.tree.map(np.shape, first)}: {error}. Pass "
             "the problem that slow was simulated with."
         ) from error
-    if jax.tree.map(np.shape, v) != state:
-        raise ValueError(
-            f"optimizer has a state of shapes {state}, but slow.v has {jax.tree.map(np.shape, v)}. Pass the optimizer "
-            "that slow was simulated with."
-        )
+    vs = _states_like(expected, vs)
     if not np.isclose(float(slow.stats.get("c", optimizer.c)), float(optimizer.c), rtol=1e-6):
         raise ValueError(f"optimizer.c={optimizer.c}, but slow was simulated with c={slow.stats['c']}. Simulate anew.")
-    rank = slow.stats.get("rank")
+    v, rank = jax.tree.map(lambda leaf: leaf[0, 0], vs), slow.stats.get("rank")
     rank = sde.normal_space(x, v).rank if rank is None else jnp.asarray(rank, int)
     sde = eqx.tree_at(lambda s: s.rank, sde, rank, is_leaf=lambda leaf: leaf is None)
     step = float(jnp.linalg.norm(sde.loss.newton_step(x, sde.normal_space(x, v))))
@@ -297,7 +295,22 @@ def _fitting(problem: AbstractProblem, optimizer: AGM, slow: Trajectory, xs: Arr
             f"slow.params is not on the manifold of minimizers of problem: Newton's step to it has length {step:.2g}. "
             "Pass the problem that slow was simulated with."
         )
-    return sde
+    return sde, vs
+
+
+def _states_like(expected: PyTree, vs: PyTree) -> PyTree:
+    """vs as the optimizer's own kind of pytree, which files do not keep; ValueError if the leaves are others."""
+    named, treedef = jax.tree_util.tree_flatten_with_path(expected)
+    names = [jax.tree_util.keystr(path) for path, _ in named]
+    if isinstance(vs, dict) and set(vs) == set(names):
+        vs = jax.tree.unflatten(treedef, [vs[name] for name in names])
+    wanted, got = ([leaf.shape[skip:] for leaf in jax.tree.leaves(t)] for t, skip in ((expected, 0), (vs, 2)))
+    if wanted != got or jax.tree.structure(vs) != treedef:
+        raise ValueError(
+            f"optimizer has a state with leaves of shapes {wanted}, but slow.v has {got}. Pass the optimizer that slow "
+            "was simulated with."
+        )
+    return vs
 
 
 def _chosen(slow: Trajectory) -> tuple[np.ndarray, np.ndarray]:
