@@ -56,6 +56,25 @@ class Coordinates:
         """Like `unravel`, with None where a leaf is no array: the form of gradients and of optimizer states."""
         return jtu.tree_unflatten(self.treedef, self._leaves(x, (None,) * len(self.static)))
 
+    def expand(self, tree: PyTree) -> Any:
+        """The flat (p,) vector of a params-like `tree` whose leaves may lack trailing axes, over which they repeat: one
+        value a row, or one a leaf. Any other `tree` is returned as it is.
+
+        Example:
+            >>> Coordinates.of({"w": jnp.ones((2, 3))}).expand({"w": jnp.array([1.0, 2.0])})
+            Array([1., 1., 1., 2., 2., 2.], dtype=float32)
+        """
+        leaves, treedef = jtu.tree_flatten(tree)
+        shapes = [shape for shape in self.shapes if shape is not None]
+        like = jtu.tree_unflatten(self.treedef, [None if shape is None else 0 for shape in self.shapes])
+        arrays = all(eqx.is_array(leaf) or isinstance(leaf, np.ndarray) for leaf in leaves)
+        if not arrays or treedef != jtu.tree_structure(like):
+            return tree
+        if any(shape[: leaf.ndim] != leaf.shape for leaf, shape in zip(leaves, shapes, strict=True)):
+            return tree
+        sizes = [int(np.prod(shape[leaf.ndim :])) for leaf, shape in zip(leaves, shapes, strict=True)]
+        return ravel([leaf.ravel().repeat(size) for leaf, size in zip(leaves, sizes, strict=True)])
+
     def _leaves(self, x: Float[Array, "*batch p"], static: tuple[Any, ...]) -> list[Any]:
         leaves, start = [], 0
         for other, shape in zip(static, self.shapes, strict=True):

@@ -24,7 +24,8 @@ class AGM(eqx.Module):
 
     Args:
         V: gradient (params-like) -> state increment (any pytree), quadratic: V(sg) = s² V(g).
-        S: state -> metric (`manifolds.AbstractMetric`, or anything `manifolds.as_metric` understands).
+        S: state -> metric (`manifolds.AbstractMetric`, or anything `manifolds.as_metric` understands; a params-like
+            diagonal may lack trailing axes, which is one value a row, or one a leaf).
         c: (1−β2)/η², the rate at which the state relaxes per unit of slow time t = kη²; `jnp.inf` for the
             quasi-static limit v = V(Σ(ζ)).
         b1: the momentum β1 of the discrete method.
@@ -55,7 +56,7 @@ class AGM(eqx.Module):
 
     def metric(self, v: PyTree, chart: Coordinates) -> mf.AbstractMetric:
         """S(v) on the flat coordinates of `chart`."""
-        return mf.as_metric(self.S(v), chart.size)
+        return mf.as_metric(chart.expand(self.S(v)), chart.size)
 
     def state_of_factor(self, factor: Float[Array, "p r"], chart: Coordinates) -> PyTree:
         """V(Σ) = Σ_j V(b_j b_jᵀ) over the columns of B, Σ = B Bᵀ."""
