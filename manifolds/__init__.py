@@ -5,6 +5,7 @@ Knows losses and metrics; knows no optimizer, no noise and no time.
 
 from .flow_limit import LimitPoint, ManifoldError
 from .geometry import contract_third, limit, limit_map, project, projector, return_to_manifold, second_derivative
+from .kronecker import BlockDiagonal, Kronecker
 from .losses import AbstractLoss, LeastSquaresLoss, ScalarLoss
 from .metrics import AbstractMetric, Dense, Diagonal, Identity, as_metric
 from .sympy_loss import sympy_function

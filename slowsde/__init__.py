@@ -1,6 +1,7 @@
 """Which minimizer does my optimizer pick, and why: the slow SDE of adaptive gradient methods near a manifold."""
 
 from . import metrics, plot
+from .blockwise import adalayer, adam_mini
 from .comparison import Comparison, compare
 from .convergence import ConvergenceStudy, convergence_study
 from .discrete import run_discrete
@@ -9,6 +10,7 @@ from .noise import GaussianNoise, LabelNoise, MinibatchNoise
 from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate
 from .pointwise import Coefficients, coefficients
 from .problems import EmpiricalRisk, LeastSquares, Problem, from_sympy
+from .shampoo import shampoo
 from .slow_sde import SlowSDE
 from .trajectory import Result, RunError, Trajectory, load
 from .trust import Validity, validity
