@@ -3,6 +3,7 @@
 Knows losses and metrics; knows no optimizer, no noise and no time.
 """
 
+from .cross_entropy import CrossEntropyLoss
 from .flow_limit import LimitPoint, ManifoldError
 from .geometry import contract_third, limit, limit_map, project, projector, return_to_manifold, second_derivative
 from .kronecker import BlockDiagonal, Kronecker

@@ -194,6 +194,10 @@ class LeastSquaresLoss(AbstractLoss):
         rows = jax.vmap(jax.jacrev(self.prediction), (None, 0))(x, self.inputs)
         return rows.reshape(-1, x.shape[0]) / jnp.sqrt(self.num_samples)
 
+    def curvature_jacobian(self, x: Vector) -> Float[Array, "nk p"]:
+        """J with JᵀJ ≈ ∇²L(x) off Γ as well: the Gauss–Newton model of the curvature."""
+        return self.jacobian(x)
+
     def value(self, x: Vector) -> Float[Array, ""]:
         return 0.5 * jnp.sum(self.residuals(x) ** 2)
 
@@ -212,7 +216,7 @@ class LeastSquaresLoss(AbstractLoss):
 
     def damped_solver(self, x: Vector, metric: AbstractMetric, h: Float[Array, ""]) -> Callable[[Vector], Vector]:
         # Woodbury: (I + h S JᵀJ)⁻¹ = I − h S Jᵀ (I + h J S Jᵀ)⁻¹ J.
-        jacobian = self.jacobian(x)
+        jacobian = self.curvature_jacobian(x)
         columns = metric(jacobian.T)
         factor = jax.scipy.linalg.cho_factor(jnp.eye(jacobian.shape[0], dtype=x.dtype) + h * (jacobian @ columns))
         return lambda w: w - h * (columns @ jax.scipy.linalg.cho_solve(factor, jacobian @ w))

@@ -106,6 +106,7 @@ def simulate(
         check_solver(solver, sde)
         slow, start, v0 = start_on_manifold(sde, x0, v0, rank)
         check_metrics(named, slow.sde, start.point, v0)
+        noise_report = sde.noise_report(start.point)
         state0 = slow.initial(start.point, v0)
         if sde.diffuses or solver == "euler":
             used, copies = "euler", 1
@@ -138,6 +139,7 @@ def simulate(
             "rank": int(start.rank),
             "spectrum": np.asarray(start.spectrum)[: int(start.rank)],
             "start_distance": float(start.distance),
+            **noise_report,
             "residual": repeat(saved.residual),
             "ranks": repeat(saved.rank),
             "smallest_eigenvalue": repeat(saved.smallest),
@@ -206,6 +208,8 @@ def check_solver(solver: str, sde: SlowSDE) -> None:
         raise ValueError(f"solver={solver!r} is not one of {SOLVERS}.")
     if solver in ("tsit5", "implicit") and sde.diffuses:
         raise ValueError(f"solver={solver!r} is for noise that does not diffuse (label noise); use 'auto' or 'euler'.")
+    if solver == "implicit" and not sde.has_sharpness:
+        raise ValueError("solver='implicit' needs noise with Σ = αH, such as label noise of one std; use 'auto'.")
 
 
 def check_step(dt: float | None, t0: float, t1: float) -> float:

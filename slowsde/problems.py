@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, PyTree
 
 import manifolds as mf
 from manifolds.coordinates import Coordinates
+from manifolds.cross_entropy import kl_divergence
+from manifolds.precision import is_traced
 
 if TYPE_CHECKING:
     from .noise import AbstractNoise
@@ -50,7 +52,29 @@ class Problem(AbstractProblem):
         return _dense(self.loss, chart, route)
 
 
-class EmpiricalRisk(AbstractProblem):
+class AbstractSampledProblem(AbstractProblem):
+    """The mean over n samples of a loss of each: what minibatches are drawn from."""
+
+    data: eqx.AbstractVar[PyTree]  # leaves with the samples along their leading axis
+
+    @abc.abstractmethod
+    def datum_loss(self, params: PyTree, datum: PyTree) -> Any:
+        """The loss of one sample."""
+
+    @property
+    def num_samples(self) -> int:
+        """n."""
+        return jax.tree.leaves(self.data)[0].shape[0]
+
+    def loss(self, params: PyTree) -> Float[Array, ""]:
+        """L(params) = (1/n) Σ_i datum_loss(params, datum_i)."""
+        return jnp.mean(jax.vmap(self.datum_loss, (None, 0))(params, self.data))
+
+    def flat_loss(self, chart: Coordinates, route: str = "auto") -> mf.AbstractLoss:
+        return _dense(self.loss, chart, route)
+
+
+class EmpiricalRisk(AbstractSampledProblem):
     """The mean of `sample_loss(params, datum) -> scalar` over the leading axis n of data's leaves.
 
     Example:
@@ -71,24 +95,46 @@ class EmpiricalRisk(AbstractProblem):
         self.data = data
         self.noise = noise
 
-    @property
-    def num_samples(self) -> int:
-        """n."""
-        return jax.tree.leaves(self.data)[0].shape[0]
-
-    def loss(self, params: PyTree) -> Float[Array, ""]:
-        """L(params) = (1/n) Σ_i sample_loss(params, datum_i)."""
-        return jnp.mean(jax.vmap(self.sample_loss, (None, 0))(params, self.data))
-
-    def datum_loss(self, params: PyTree, datum: PyTree) -> Float[Array, ""]:
-        """The term of L that one datum contributes (times n)."""
+    def datum_loss(self, params: PyTree, datum: PyTree) -> Any:
+        """sample_loss(params, datum)."""
         return self.sample_loss(params, datum)
 
+
+class AbstractLabelledProblem(AbstractSampledProblem):
+    """Inputs with labels that a model fits exactly on Γ, so that H there comes from Jacobians of residuals."""
+
+    inputs: eqx.AbstractVar[PyTree]
+    targets: eqx.AbstractVar[Float[Array, "n *k"]]
+
+    @abc.abstractmethod
+    def least_squares_loss(self, chart: Coordinates) -> mf.LeastSquaresLoss:
+        """The loss on flat coordinates with residuals and Jacobian; ValueError if the targets do not fit the model."""
+
+    @property
+    def data(self) -> PyTree:
+        """Inputs and targets, paired."""
+        return self.inputs, self.targets
+
+    @property
+    def num_samples(self) -> int:
+        return self.targets.shape[0]
+
     def flat_loss(self, chart: Coordinates, route: str = "auto") -> mf.AbstractLoss:
-        return _dense(self.loss, chart, route)
+        if route not in ROUTES:
+            raise ValueError(f"route={route!r} is not one of {ROUTES}.")
+        loss = self.least_squares_loss(chart)
+        if route == "auto":
+            route = "kernel" if loss.targets.size < chart.size else "dense"
+        return loss if route == "kernel" else mf.ScalarLoss(self.loss, like=chart)
+
+    def _output_shape(self, model: Callable[[PyTree, PyTree], Any], chart: Coordinates) -> tuple[int, ...]:
+        """The shape that `model` returns for one input."""
+        one = jax.tree.map(lambda leaf: leaf[0], self.inputs)
+        point = jax.ShapeDtypeStruct((chart.size,), jnp.result_type(float))
+        return np.shape(jax.eval_shape(lambda x: model(chart.unravel(x), one), point))
 
 
-class LeastSquares(AbstractProblem):
+class LeastSquares(AbstractLabelledProblem):
     """L(params) = 1/(2n) Σ_i |predict(params, x_i) − y_i|², predict scalar- or vector-valued.
 
     `inputs` is a pytree with leading axis n, `targets` an array (n,) or (n, k).
@@ -116,44 +162,72 @@ class LeastSquares(AbstractProblem):
         self.targets = targets
         self.noise = noise
 
-    @property
-    def num_samples(self) -> int:
-        """n."""
-        return self.targets.shape[0]
-
-    @property
-    def data(self) -> PyTree:
-        """Inputs and targets, paired."""
-        return self.inputs, self.targets
-
-    def loss(self, params: PyTree) -> Float[Array, ""]:
-        """L(params)."""
-        return jnp.mean(jax.vmap(self.datum_loss, (None, 0))(params, self.data))
-
     def datum_loss(self, params: PyTree, datum: PyTree) -> Float[Array, ""]:
         """½|predict(params, x) − y|²."""
         x, y = datum
         return 0.5 * jnp.sum((jnp.ravel(self.predict(params, x)) - jnp.ravel(y)) ** 2)
 
     def least_squares_loss(self, chart: Coordinates) -> mf.LeastSquaresLoss:
-        """The loss on flat coordinates with its residuals and Jacobian; ValueError if targets do not fit predict."""
-        one = jax.tree.map(lambda leaf: leaf[0], self.inputs)
-        point = jax.ShapeDtypeStruct((chart.size,), jnp.result_type(float))
-        found = jax.eval_shape(lambda x: self.predict(chart.unravel(x), one), point)
-        if np.prod(np.shape(found)) * self.num_samples != self.targets.size:
+        found = self._output_shape(self.predict, chart)
+        if np.prod(found) * self.num_samples != self.targets.size:
             raise ValueError(
-                f"targets has shape {self.targets.shape}, but predict returns shape {np.shape(found)} for each of the "
+                f"targets has shape {self.targets.shape}, but predict returns shape {found} for each of the "
                 f"{self.num_samples} inputs."
             )
         return mf.LeastSquaresLoss(self.predict, self.inputs, self.targets, like=chart)
 
-    def flat_loss(self, chart: Coordinates, route: str = "auto") -> mf.AbstractLoss:
-        if route not in ROUTES:
-            raise ValueError(f"route={route!r} is not one of {ROUTES}.")
-        loss = self.least_squares_loss(chart)
-        if route == "auto":
-            route = "kernel" if self.targets.size < chart.size else "dense"
-        return loss if route == "kernel" else mf.ScalarLoss(self.loss, like=chart)
+
+class Classification(AbstractLabelledProblem):
+    """L(params) = (1/n) Σ_i KL(π_i ‖ softmax logits(params, x_i)): mean cross-entropy against target probabilities.
+
+    That is −(1/n) Σ_i Σ_k π_ik log softmax(logits_i)_k less the mean entropy of the targets, which moves no gradient
+    and makes L vanish on Γ, where softmax(logits(params, x_i)) = π_i for every i.
+
+    Args:
+        logits: (params, x) -> (K,), K ≥ 2.
+        inputs: a pytree with leading axis n.
+        targets: (n, K) probabilities, all positive; rows sum to 1 (to 1e-4, and are then scaled to do so exactly).
+            Hard labels have no minimizer at finite parameters: smooth them, (1 − s)·onehot + s/K with 0 < s < 1.
+        noise: such as `LabelNoise(batch_size=1)`, which draws each label from its target.
+
+    Raises ValueError for other targets.
+
+    Example:
+        >>> smoothed = 0.9 * np.eye(10)[digits] + 0.1 / 10
+        >>> problem = Classification(network, images, smoothed, noise=LabelNoise(batch_size=1))
+    """
+
+    logits: Callable[[PyTree, PyTree], Any]
+    inputs: PyTree
+    targets: Float[Array, "n K"]
+    noise: "AbstractNoise | None"
+
+    def __init__(
+        self,
+        logits: Callable[[PyTree, PyTree], Any],
+        inputs: PyTree,
+        targets: Any,
+        noise: "AbstractNoise | None" = None,
+    ):
+        check_leading_axis((inputs, targets), "inputs and targets")
+        self.logits = logits
+        self.inputs = inputs
+        self.targets = check_probabilities(targets)
+        self.noise = noise
+
+    def datum_loss(self, params: PyTree, datum: PyTree) -> Float[Array, ""]:
+        """KL(π ‖ softmax logits(params, x)); for a one-hot π that is −log of the probability of its class."""
+        x, probabilities = datum
+        return kl_divergence(probabilities, self.logits(params, x))
+
+    def least_squares_loss(self, chart: Coordinates) -> mf.CrossEntropyLoss:
+        found = self._output_shape(self.logits, chart)
+        if found != self.targets.shape[1:]:
+            raise ValueError(
+                f"targets has shape {self.targets.shape}, but logits returns shape {found} for each of the "
+                f"{self.num_samples} inputs: it must return one number for each of the {self.targets.shape[1]} classes."
+            )
+        return mf.CrossEntropyLoss(self.logits, self.inputs, self.targets, like=chart)
 
 
 def from_sympy(expr: Any, symbols: Sequence[sympy.Symbol], noise: "AbstractNoise | None" = None) -> Problem:
@@ -180,7 +254,33 @@ def check_leading_axis(tree: PyTree, name: str) -> None:
         raise ValueError(f"{name} is empty: its leading axis (the samples) has length 0.")
 
 
+def check_probabilities(targets: Any) -> Any:
+    """The rows of `targets` (n, K), scaled to sum to 1 exactly; ValueError unless they are positive probabilities."""
+    if np.ndim(targets) != 2 or np.shape(targets)[1] < 2:
+        raise ValueError(
+            f"targets has shape {np.shape(targets)}; it must be (n, K), K ≥ 2 class probabilities for each sample. For "
+            "class numbers y, smooth one-hot rows: (1 − s) * np.eye(K)[y] + s / K."
+        )
+    if is_traced(targets):
+        return targets
+    rows = np.asarray(targets, float)
+    if not (np.all(rows > 0) and np.all(rows < 1)):  # NaN fails too
+        bad = int(np.argmin(np.all((rows > 0) & (rows < 1), axis=1)))
+        raise ValueError(
+            f"targets[{bad}] = {rows[bad]} must lie strictly between 0 and 1: hard labels have no minimizer at finite "
+            "parameters. Smooth them: (1 - s) * onehot + s / K with 0 < s < 1."
+        )
+    sums = np.sum(rows, axis=1)
+    if np.max(np.abs(sums - 1)) > 1e-4:
+        bad = int(np.argmax(np.abs(sums - 1)))
+        raise ValueError(f"targets[{bad}] sums to {sums[bad]:.6g}, not to 1. Divide each row by its sum.")
+    return rows / sums[:, None]
+
+
 def _dense(function: Callable[[PyTree], Any], chart: Coordinates, route: str) -> mf.ScalarLoss:
     if route not in ROUTES or route == "kernel":
-        raise ValueError(f"route={route!r} is not available for this problem: 'kernel' needs LeastSquares. Use 'auto'.")
+        raise ValueError(
+            f"route={route!r} is not available for this problem: 'kernel' needs LeastSquares"
+            " or Classification. Use 'auto'."
+        )
     return mf.ScalarLoss(function, like=chart)

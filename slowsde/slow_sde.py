@@ -39,13 +39,22 @@ class SlowSDE(eqx.Module):
 
     @property
     def diffuses(self) -> bool:
-        """False if the noise covariance is a multiple of H, so that the slow SDE is an ODE."""
-        return self._noise.hessian_scale(self.problem) is None
+        """False if the noise has no part along Γ, so that the slow SDE is an ODE (label noise)."""
+        return self._noise.diffuses(self.problem)
+
+    @property
+    def has_sharpness(self) -> bool:
+        """Whether Σ = αH on Γ, so that the flow is the semi-gradient of a sharpness."""
+        return self._noise.hessian_scale(self.problem) is not None
 
     @property
     def _noise(self) -> Any:
         assert self.problem.noise is not None
         return self.problem.noise
+
+    def noise_report(self, x: Vector) -> dict[str, float]:
+        """What is known of the accuracy of the noise model at x on Γ, for the report of a run."""
+        return self._noise.report(self.problem, self.chart, x)
 
     def factor(self, x: Vector) -> Float[Array, "p r"]:
         """B(x)."""

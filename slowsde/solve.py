@@ -72,7 +72,7 @@ def solve_flow(
             slow, state, jnp.asarray(wanted, dtype), ends, rtol, method, switch=switch, max_steps=max_steps, shown=shown
         )
 
-    can_damp = slow.sde.metric(slow.v(state0)).damped(jnp.zeros_like(state0[0])) is not None
+    can_damp = slow.sde.has_sharpness and slow.sde.metric(slow.v(state0)).damped(jnp.zeros_like(state0[0])) is not None
     first = "implicit" if solver == "implicit" else "tsit5"
     saved, ending = run(state0, interval[0], times, first, switch=solver == "auto" and can_damp)
     if not bool(ending.stiff[0]):

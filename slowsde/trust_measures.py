@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from manifolds.normal_space import AbstractNormalSpace
 
 from .noise import LabelNoise
-from .problems import LeastSquares
+from .problems import AbstractLabelledProblem
 from .slow_sde import SlowSDE
 
 Vector = Float[Array, " p"]
@@ -72,18 +72,18 @@ def mean_relaxation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> Arr
 
 
 def sampling_eigenvalue(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> Array:
-    """(max_i |S^½∇f_i|² − λ_max)/b for label noise on batches of b with least squares, else 0.
+    """(max_i tr H'_i − λ_max)/b for label noise on batches of b, else 0: H'_i = S^½ J_iᵀJ_i S^½ is that of sample i.
 
-    The Hessian of one sample, ∇f_i∇f_iᵀ, varies about H, which makes fluctuations feed on themselves: their variance
-    is amplified by 1/(1 − s), s = η λ_max (1−β1)/(2(1+β1)) + ½ η (this number), at most.
+    The Hessian of one sample varies about H, which makes fluctuations feed on themselves: their variance is amplified
+    by 1/(1 − s), s = η λ_max (1−β1)/(2(1+β1)) + ½ η (this number), at most. (Classification: J_iᵀΛ_iJ_i.)
     """
     problem, noise = sde.problem, sde.problem.noise
-    if not isinstance(noise, LabelNoise) or noise.batch_size is None or not isinstance(problem, LeastSquares):
+    if not isinstance(noise, LabelNoise) or noise.batch_size is None:
         return jnp.zeros((), x.dtype)
-    scale = noise.hessian_scale(problem)  # the columns of B are √(scale/n) ∇f_i
-    per_sample = jnp.sum(normal.metric.sqrt(sde.factor(x)) ** 2, axis=0).reshape(problem.num_samples, -1)
-    largest = problem.num_samples / scale * jnp.max(jnp.sum(per_sample, axis=1))
-    return jnp.maximum(largest - normal.largest, 0) / noise.batch_size
+    assert isinstance(problem, AbstractLabelledProblem)
+    rows = normal.metric.sqrt(problem.least_squares_loss(sde.chart).jacobian(x).T) ** 2  # of J_i/√n
+    traces = problem.num_samples * jnp.sum(jnp.sum(rows, axis=0).reshape(problem.num_samples, -1), axis=1)
+    return jnp.maximum(jnp.max(traces) - normal.largest, 0) / noise.batch_size
 
 
 def fluctuation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace, lr: Array) -> Array:
