@@ -56,6 +56,25 @@ class Coordinates:
         """Like `unravel`, with None where a leaf is no array: the form of gradients and of optimizer states."""
         return jtu.tree_unflatten(self.treedef, self._leaves(x, (None,) * len(self.static)))
 
+    def spread(self, tree: PyTree, name: str) -> Float[Array, " p"]:
+        """(p,) from a pytree like params whose leaves are numbers, or arrays that broadcast against those of params.
+
+        ValueError, calling the tree `name`, if it does not fit.
+        """
+        try:
+            leaves = self.treedef.flatten_up_to(tree)
+            parts = [
+                jnp.ravel(jnp.broadcast_to(leaf, shape))
+                for leaf, shape in zip(leaves, self.shapes, strict=True)
+                if shape is not None
+            ]
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name}={tree!r} does not fit params: give a number, or a pytree like params whose leaves are numbers "
+                f"or broadcast against its arrays ({error})."
+            ) from error
+        return jnp.concatenate(parts)
+
     def expand(self, tree: PyTree) -> Any:
         """The flat (p,) vector of a params-like `tree` whose leaves may lack trailing axes, over which they repeat: one
         value a row, or one a leaf. Any other `tree` is returned as it is.

@@ -5,12 +5,13 @@ from .blockwise import adalayer, adam_mini
 from .comparison import Comparison, compare
 from .convergence import ConvergenceStudy, convergence_study
 from .discrete import run_discrete
-from .integrate import simulate, to_manifold
+from .integrate import simulate
 from .noise import GaussianNoise, LabelNoise, MinibatchNoise, SampledNoise
 from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate
 from .pointwise import Coefficients, coefficients
 from .problems import Classification, EmpiricalRisk, LeastSquares, Problem, from_sympy
 from .shampoo import shampoo
 from .slow_sde import SlowSDE
+from .start import to_manifold
 from .trajectory import Result, RunError, Trajectory, load
 from .trust import Validity, validity

@@ -20,18 +20,20 @@ from .slow_sde import SlowSDE, slow_sde
 Vector = Float[Array, " p"]
 
 
-def check_inputs(problem: AbstractProblem, optimizer: AGM, params: PyTree) -> tuple[Coordinates, Vector]:
-    """The chart and flat vector of params, once problem, optimizer, noise and params are known to fit together."""
+def on_flat_coordinates(
+    problem: AbstractProblem, optimizer: AGM, params: PyTree, route: str = "auto"
+) -> tuple[SlowSDE, Vector]:
+    """The slow SDE and the flat vector of params, once problem, optimizer, noise and params are known to fit."""
     chart = Coordinates.of(params)
     x = ravel(params)
-    sde = slow_sde(problem, optimizer, chart)
+    sde = slow_sde(problem, optimizer, chart, route)
     check_loss(sde.loss, x)
     factor = jax.eval_shape(sde.factor, x)  # raises on a factor of the wrong shape
     if not is_traced(sde, x):
         optimizer.check(chart, x)
         if not np.isfinite(noise_size(sde, x)):
             raise ValueError(f"The noise factor B of shape {factor.shape} is not finite at params.")
-    return chart, x
+    return sde, x
 
 
 def check_state(sde: SlowSDE, x: Vector, v: PyTree, name: str = "v0") -> None:
@@ -46,7 +48,8 @@ def check_state(sde: SlowSDE, x: Vector, v: PyTree, name: str = "v0") -> None:
     if not is_traced(v):
         if any(not bool(jnp.all(jnp.isfinite(leaf) & (leaf >= 0))) for leaf in jax.tree.leaves(v) if leaf.ndim < 2):
             raise ValueError(f"{name} must be finite and not negative.")
-        sde.metric(v)  # raises where S(v) is not positive and finite
+        if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(v)) or not sde.optimizer.bias_correction:
+            sde.metric(v)  # raises where S(v) is not positive and finite
 
 
 def check_on_manifold(sde: SlowSDE, x: Vector, v: PyTree) -> None:
@@ -94,7 +97,7 @@ def save_times(save_at: Any, t0: float, t1: float) -> np.ndarray:
     """The saved times: `save_at` equally spaced ones from t0 to t1, or those given. ValueError if either is bad."""
     if not (is_finite(t0) and is_finite(t1) and t1 > t0):
         raise ValueError(f"t1={t1!r} must be finite and larger than t0={t0!r}: slow time runs forward, t = kη².")
-    if isinstance(save_at, (int, np.integer)):
+    if isinstance(save_at, (int, np.integer)) and not isinstance(save_at, bool):
         if save_at < 2:
             raise ValueError(f"save_at={save_at} must be at least 2 times (start and end), or an array of times.")
         return np.linspace(t0, t1, int(save_at))

@@ -3,17 +3,12 @@
 import time
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
-import manifolds as mf
-from manifolds import limit_map
-from manifolds.coordinates import Coordinates, check_parameters
-from manifolds.flow_limit import LimitPoint, as_rank, check_limit, limit_point
-from manifolds.normal_space import rank_tolerance
+from manifolds.coordinates import check_parameters
 from manifolds.precision import cast, to_numpy, working_precision
 
 from . import checks
@@ -21,10 +16,10 @@ from .metrics import as_metrics, check_metrics, evaluate
 from .optimizers import AGM
 from .problems import AbstractProblem
 from .progress import meter
-from .slow_sde import SlowSDE, equilibrium, slow_sde
-from .solve import result_codes, solve_flow, solve_sde, step_grid
-from .solvers import SlowState
-from .trajectory import Trajectory, finish
+from .slow_sde import SlowSDE
+from .solve import result_codes, solve_flow, solve_sde, solve_to_rest, step_grid, stillness
+from .start import start_on_manifold
+from .trajectory import Result, Trajectory, finish, repeated
 from .trust_measures import spectral_history
 
 SOLVERS = ("auto", "tsit5", "implicit", "euler")
@@ -45,6 +40,7 @@ def simulate(
     solver: str = "auto",
     dt: float | None = None,
     rtol: float = 1e-6,
+    tol: float = 1e-9,
     max_steps: int = 100_000,
     route: str = "auto",
     rank: int | None = None,
@@ -62,7 +58,8 @@ def simulate(
     Args:
         problem, optimizer: see `Problem` and `AGM`.
         params0: any start in the basin of Γ; it need not lie on Γ.
-        t0, t1: slow time, t = kη² after k steps of the optimizer at learning rate η.
+        t0, t1: slow time, t = kη² after k steps of the optimizer at learning rate η. t1=inf (without diffusion) for
+            until the flow is stationary, saved at times that are graded geometrically.
         v0: optimizer state at the start; None for the equilibrium V(Σ(params0)).
         paths: the number of independent paths (all equal where nothing diffuses).
         key: random key; None for `jax.random.key(0)`.
@@ -72,6 +69,7 @@ def simulate(
             the first for as long as it does well and then the second; otherwise "euler" (weak order 1).
         dt: step of "euler" in slow time; None for (t1 − t0)/1000.
         rtol: tolerance of the adaptive solvers, relative to each parameter and to their root mean square.
+        tol: with t1=inf, how still is stationary: `stats["stillness"]`, without units, see `SlowSDE.stillness`.
         max_steps: bound on its steps.
         route: "dense", "kernel" (least squares) or "auto".
         rank: the rank of the Hessian on Γ; None to find it.
@@ -80,7 +78,8 @@ def simulate(
         progress: show a progress line on stderr; None for only when it is a terminal.
 
     Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds route, solver, rank and spectrum of H' at the
-        start, start_distance |Φ(params0) − params0|, num_steps, seconds, and for every saved time (paths, T) the
+        start, start_distance |Φ(params0) − params0|, num_steps, seconds, speed |dζ/dt|_{S⁻¹} and stillness at the end
+        (without diffusion), and for every saved time (paths, T) the
         residual on Γ, the ranks, the smallest_eigenvalue and largest_eigenvalue of H', and what `validity` needs
         besides: mean_relaxation, sampling_eigenvalue, b1, c.
     Raises: ValueError on bad input, before any long computation; `RunError` with the slow time at which a path left Γ,
@@ -93,113 +92,68 @@ def simulate(
     """
     started = time.perf_counter()
     checks.check_concrete("simulate", problem, optimizer, params0, v0, t0, t1)
-    times = checks.save_times(save_at, t0, t1)
+    endless = np.ndim(t1) == 0 and t1 == np.inf
+    times = checks.save_times(save_at, t0, t0 + 1 if endless else t1)
     paths = checks.check_paths(paths)
     key = checks.check_key(key)
-    step = check_step(dt, t0, t1)
+    step = check_step(dt, t0, t0 + 1 if endless else t1)
     named = as_metrics(metrics)
     check_parameters(params0)
     with working_precision(dtype) as precision:
         problem, optimizer, params0, v0 = cast((problem, optimizer, params0, v0), precision)
-        chart, x0 = checks.check_inputs(problem, optimizer, params0)
-        sde = slow_sde(problem, optimizer, chart, route)
+        sde, x0 = checks.on_flat_coordinates(problem, optimizer, params0, route)
         check_solver(solver, sde)
-        slow, start, v0 = start_on_manifold(sde, x0, v0, rank)
+        if endless:
+            check_rest(sde, solver, save_at)
+        slow, start, v0 = start_on_manifold(sde, x0, v0, rank, t0)
         check_metrics(named, slow.sde, start.point, v0)
         noise_report = sde.noise_report(start.point)
-        state0 = slow.initial(start.point, v0)
+        state0, rests = slow.initial(start.point, v0), True
+        if endless:
+            rest = solve_to_rest(slow, state0, t0, solver, rtol=rtol, tol=tol, max_steps=max_steps)
+            rests, t1 = not bool(rest.too_long[0]), float(rest.time[0])
+            times = graded_times(t0, t1, times.size)
         if sde.diffuses or solver == "euler":
-            used, copies = "euler", 1
-            grid = jnp.asarray(step_grid(times, t0, t1, step), precision)
-            shown = meter("simulate", progress)
-            saved, ending = solve_sde(slow, state0, key, jnp.asarray(times, precision), grid, paths=paths, shown=shown)
+            used = "euler"
+            grid, shown = step_grid(times, t0, t1, step), meter("simulate", progress)
+            saved, ending = solve_sde(slow, state0, key, times, grid, step, paths=paths, shown=shown)
         else:
-            copies = paths
             saved, ending, used = solve_flow(
                 slow, state0, times, (t0, t1), solver, rtol=rtol, max_steps=max_steps, progress=progress
             )
         found = evaluate(named, slow.sde, saved.x, saved.v)
         history = spectral_history(slow.sde, saved.x, saved.v)
+        rates = None if sde.diffuses else to_numpy(stillness(slow, saved, jnp.asarray(times, precision)))
         codes = result_codes(slow, ending)
+        codes = codes if rests else np.where(codes == Result.SUCCESS, Result.NOT_STATIONARY, codes)
         reached = np.isfinite(np.asarray(saved.residual))
         saved, found, history = _blank_unreached(reached, to_numpy((saved, found, history)))
         ending = to_numpy(ending)
-
-    def repeat(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: np.repeat(leaf, copies, axis=0), tree)
-
-    trajectory = Trajectory(
-        ts=times,
-        params=chart.unravel(repeat(saved.x)),
-        v=repeat(saved.v),
-        metrics={name: repeat(found[name]) for name in named},
-        stats={
-            "route": type(sde.loss).__name__,
-            "solver": used,
-            "rank": int(start.rank),
-            "spectrum": np.asarray(start.spectrum)[: int(start.rank)],
-            "start_distance": float(start.distance),
-            **noise_report,
-            "residual": repeat(saved.residual),
-            "ranks": repeat(saved.rank),
-            "smallest_eigenvalue": repeat(saved.smallest),
-            "largest_eigenvalue": repeat(saved.largest),
-            **repeat(history),
-            "b1": float(optimizer.b1),
-            "c": float(optimizer.c),
-            "num_steps": int(np.max(ending.steps)),
-            "seconds": time.perf_counter() - started,
-        },
-        result=repeat(codes),
-        label="slow",
-    )
-    return finish(trajectory, ending.time, throw)
-
-
-def to_manifold(
-    problem: AbstractProblem,
-    params: PyTree,
-    metric: Any = None,
-    *,
-    route: str = "auto",
-    rank: int | None = None,
-    dtype: Any = "float64",
-) -> PyTree:
-    """Φ_S(params): train `params` to the manifold of minimizers of a problem by its preconditioned gradient flow.
-
-    `manifolds.limit_map` by the problem's own route. `metric` is S (None: plain gradient flow, see
-    `manifolds.as_metric`). Raises `manifolds.ManifoldError` (a ValueError) where the flow reaches no regular minimizer.
-
-    Example:
-        >>> start = to_manifold(problem, params0)
-    """
-    with working_precision(dtype) as precision:
-        problem, params, metric = cast((problem, params, metric), precision)
-        chart = Coordinates.of(params)
-        return limit_map(problem.flat_loss(chart, route), params, metric, rank=rank, dtype=precision)
-
-
-def start_on_manifold(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> tuple[SlowState, LimitPoint, PyTree]:
-    """Φ_{S(v0)}(x0), checked, with the slow SDE on Γ at its rank and the state v0 there."""
-    v0 = equilibrium(sde, x0) if v0 is None else v0
-    checks.check_state(sde, x0, v0)
-    start = _limit(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
-    check_limit(start)
-    _check_interpolation(sde, start)
-    if int(start.rank) == x0.size:
-        raise ValueError(
-            f"params0 leads to an isolated minimizer: the Hessian has full rank {x0.size}, so there is no manifold to "
-            "drift along. The slow SDE needs more parameters than the data determine."
-        )
-    checks.check_noise_on_manifold(sde, start.point, start.spectrum[0])
-    # An eigenvalue that was regular at the start and has shrunk so far has vanished for every practical purpose.
-    floor = rank_tolerance(x0.dtype) * start.spectrum[start.rank - 1]
-    if not sde.diffuses and isinstance(sde.loss, mf.LeastSquaresLoss):
-        # Sparse ends are singular points of Γ. There a flow that interpolates goes on along what is left of Γ: the rank
-        # is counted anew at every step, and the saved ranks tell.
-        return SlowState(sde, jnp.full_like(floor, -jnp.inf)), start, v0
-    sde = eqx.tree_at(lambda s: s.rank, sde, start.rank, is_leaf=lambda leaf: leaf is None)
-    return SlowState(sde, floor), start, v0
+        pace = np.array([float(optimizer.pace(t)) for t in times])
+    stats = {
+        "route": type(sde.loss).__name__,
+        "solver": used,
+        "rank": int(start.rank),
+        "spectrum": np.asarray(start.spectrum)[: int(start.rank)],
+        "start_distance": float(start.distance),
+        **noise_report,
+        "residual": saved.residual,
+        "ranks": saved.rank,
+        "smallest_eigenvalue": saved.smallest,
+        "largest_eigenvalue": saved.largest,
+        **history,
+        "b1": float(optimizer.b1),
+        "c": float(optimizer.c),
+        "pace": pace,
+        "num_steps": int(np.max(ending.steps)),
+    }
+    if rates is not None:
+        stats |= {"speed": float(rates[0][0]), "stillness": float(rates[1][0])}
+    metrics = {name: found[name] for name in named}
+    trajectory = Trajectory(times, sde.chart.unravel(saved.x), saved.v, metrics, stats, codes)
+    trajectory = repeated(trajectory, paths // trajectory.paths)
+    trajectory.stats["seconds"] = time.perf_counter() - started
+    return finish(trajectory, np.broadcast_to(ending.time, (paths,)), throw)
 
 
 def check_solver(solver: str, sde: SlowSDE) -> None:
@@ -220,15 +174,19 @@ def check_step(dt: float | None, t0: float, t1: float) -> float:
     return step
 
 
-def _check_interpolation(sde: SlowSDE, start: LimitPoint) -> None:
-    if sde.diffuses and not isinstance(sde.loss, mf.LeastSquaresLoss):
-        return
-    value = float(sde.loss.value(start.point))
-    if value > float(jnp.finfo(start.point.dtype).eps) ** 0.5 * (1 + float(start.spectrum[0])):
-        raise ValueError(
-            f"The minimizers reached from params0 do not interpolate (loss {value:.3g} on Γ), as label noise and the "
-            "kernel route require. Use fewer data or a larger model; with other noise, route='dense'."
-        )
+def check_rest(sde: SlowSDE, solver: str, save_at: Any) -> None:
+    """ValueError unless a run to t1=inf can end."""
+    if sde.diffuses or solver == "euler":
+        raise ValueError("t1=inf ends where the slow flow is stationary, but this one diffuses: pass a finite t1.")
+    if sde.optimizer.schedule is not None:
+        raise ValueError("t1=inf ends where the slow flow is stationary; with a schedule pass a finite t1.")
+    if np.ndim(save_at) > 0:
+        raise ValueError(f"save_at={save_at}: a run to t1=inf has no end that is known before; pass a number of times.")
+
+
+def graded_times(t0: float, t1: float, count: int) -> np.ndarray:
+    """`count` times from t0 to t1, geometric over four decades: the flow is fast at first and slow at its end."""
+    return t0 + (t1 - t0) * np.concatenate([[0.0], np.geomspace(1e-4, 1, count - 1)])
 
 
 def _blank_unreached(reached: np.ndarray, saved: Any) -> Any:
@@ -238,6 +196,3 @@ def _blank_unreached(reached: np.ndarray, saved: Any) -> Any:
         return np.where(reached.reshape(reached.shape + (1,) * (leaf.ndim - 2)), leaf, np.nan)
 
     return jax.tree.map(blank, saved)
-
-
-_limit = eqx.filter_jit(limit_point)

@@ -29,8 +29,14 @@ class AGM(eqx.Module):
         c: (1−β2)/η², the rate at which the state relaxes per unit of slow time t = kη²; `jnp.inf` for the
             quasi-static limit v = V(Σ(ζ)).
         b1: the momentum β1 of the discrete method.
+        bias_correction: what real Adam does, m/(1−β1^k) and v/(1−β2^k) after k steps from m = v = 0. States v below
+            are then the corrected ones, those that S acts on, v̂ = v/(1−e^{−ct}), with dv̂ = c (V(Σ)−v̂)/(1−e^{−ct}) dt.
+        weight_decay: decoupled, ω ≥ 0: θ ← θ − η²ω θ besides (AdamW's coefficient is ηω), a drift −Π ω ζ. A number, or
+            a params-like pytree of numbers or arrays.
+        schedule: s(t) > 0, the learning rate at slow time t is η s(t): diffusion × s, drift × s², weight decay × s.
+            None for 1.
 
-    Raises ValueError for c ≤ 0 or b1 outside [0, 1).
+    Raises ValueError for c ≤ 0, b1 outside [0, 1) or a negative weight decay.
 
     Example:
         >>> clipped = AGM(V=lambda g: jax.tree.map(jnp.square, g),
@@ -41,18 +47,69 @@ class AGM(eqx.Module):
     S: Callable[[PyTree], Any]
     c: Any
     b1: Any
+    bias_correction: bool = eqx.field(static=True)
+    weight_decay: Any
+    schedule: Callable[[Any], Any] | None
 
-    def __init__(self, V: Callable[[PyTree], PyTree], S: Callable[[PyTree], Any], c: Any, b1: Any = 0.0):
+    def __init__(
+        self,
+        V: Callable[[PyTree], PyTree],
+        S: Callable[[PyTree], Any],
+        c: Any,
+        b1: Any = 0.0,
+        *,
+        bias_correction: bool = False,
+        weight_decay: Any = 0.0,
+        schedule: Callable[[Any], Any] | None = None,
+    ):
         if not is_traced(c) and not float(c) > 0:
             raise ValueError(f"c={c} must be positive: c = (1 − β2)/η², see slow_rate(lr, b2); jnp.inf is allowed.")
         if not is_traced(b1) and not 0 <= float(b1) < 1:
             raise ValueError(f"b1={b1} must lie in [0, 1).")
+        if not is_traced(weight_decay) and not all(np.all(np.asarray(w) >= 0) for w in jax.tree.leaves(weight_decay)):
+            raise ValueError(f"weight_decay={weight_decay} must not be negative.")
+        if not (schedule is None or callable(schedule)):
+            raise ValueError(f"schedule={schedule!r} must be a function s(t) of slow time, or None for a constant one.")
         self.V, self.S, self.c, self.b1 = V, S, c, b1
+        self.bias_correction, self.weight_decay, self.schedule = bool(bias_correction), weight_decay, schedule
 
     @property
     def quasi_static(self) -> bool:
         """Whether v follows ζ at once, v = V(Σ(ζ))."""
         return not is_traced(self.c) and bool(np.isinf(self.c))
+
+    @property
+    def autonomous(self) -> bool:
+        """Whether the slow SDE has no explicit time in it."""
+        return not self.bias_correction and self.schedule is None
+
+    def pace(self, t: Any) -> Array:
+        """s(t), the learning rate at slow time t over η."""
+        return jnp.asarray(1.0) if self.schedule is None else jnp.asarray(self.schedule(t))
+
+    def rate(self, t: Any) -> Array:
+        """The rate at which v relaxes to V(Σ): c, or c/(1−e^{−ct}) for a bias-corrected v."""
+        if not self.bias_correction or self.quasi_static:
+            return jnp.asarray(self.c)
+        # At t = 0, where v = V(Σ) already, 0/0 is avoided.
+        return self.c / -jnp.expm1(-jnp.maximum(self.c * t, jnp.finfo(jnp.result_type(t)).eps ** 0.5))
+
+    def kept(self, t: Any, h: Any) -> Array:
+        """The share of v(t) that is left in v(t + h): e^{−ch}, or e^{−ch} (1−e^{−ct})/(1−e^{−c(t+h)}) if corrected."""
+        kept = jnp.exp(-self.c * h)
+        return kept * jnp.expm1(-self.c * t) / jnp.expm1(-self.c * (t + h)) if self.bias_correction else kept
+
+    @property
+    def decays(self) -> bool:
+        """Whether there is any weight decay."""
+        leaves = jax.tree.leaves(self.weight_decay)
+        return any(is_traced(leaf) or bool(np.any(np.asarray(leaf) != 0)) for leaf in leaves)
+
+    def decay(self, chart: Coordinates) -> Array:
+        """ω, one for each parameter (p,) or one for all ()."""
+        if jax.tree.structure(self.weight_decay) == jax.tree.structure(0.0) and jnp.ndim(self.weight_decay) == 0:
+            return jnp.asarray(self.weight_decay)
+        return chart.spread(self.weight_decay, "weight_decay")
 
     def metric(self, v: PyTree, chart: Coordinates) -> mf.AbstractMetric:
         """S(v) on the flat coordinates of `chart`."""

@@ -1,14 +1,17 @@
 """Drift and diffusion of the slow SDE at one point of Γ."""
 
+from typing import Any
+
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from manifolds.precision import in_working_precision
 
-from .checks import check_inputs, check_on_manifold
+from .checks import check_on_manifold, on_flat_coordinates
 from .optimizers import AGM
 from .problems import AbstractProblem
-from .slow_sde import SlowSDE, slow_sde
+from .slow_sde import SlowSDE
 
 Vector = Float[Array, " p"]
 
@@ -29,16 +32,19 @@ class Coefficients(eqx.Module):
 
 @in_working_precision
 def coefficients(
-    problem: AbstractProblem, optimizer: AGM, params: PyTree, v: PyTree = None, *, route: str = "auto"
+    problem: AbstractProblem, optimizer: AGM, params: PyTree, v: PyTree = None, *, t: Any = None, route: str = "auto"
 ) -> Coefficients:
     """Drift and diffusion of the slow SDE at params on Γ with preconditioner state v.
 
         drift = ½ ∂²Φ_S[SΣS] = −½ Π S T[C] − ½ S^½(H')⁺S^½ T[Σ_∥],   diffusion = Π S B,   v_drift = c(V(Σ) − v)
 
+    and what a schedule, weight decay and bias correction add (see `AGM`).
+
     Args:
         problem, optimizer: see `Problem` and `AGM`.
         params: a point of Γ (see `manifolds.limit_map`).
         v: optimizer state; None for the equilibrium V(Σ).
+        t: slow time, which matters to schedules (that need it) and bias correction (None: long after the start).
         route: "dense", "kernel" (least squares) or "auto".
 
     Returns: `Coefficients`, per unit of slow time t = kη². Works under jit and vmap.
@@ -48,18 +54,19 @@ def coefficients(
         >>> c = coefficients(problem, adam(c=1.0), params)
         >>> jax.tree.map(jnp.shape, c.drift)
     """
-    chart, x = check_inputs(problem, optimizer, params)
-    sde = slow_sde(problem, optimizer, chart, route)
+    sde, x = on_flat_coordinates(problem, optimizer, params, route)
     v = sde.equilibrium(x) if v is None else v
     check_on_manifold(sde, x, v)
-    return _coefficients(sde, x, v)
+    if t is None and optimizer.schedule is not None:
+        raise ValueError("t=None, but the optimizer has a schedule: pass the slow time t at which to evaluate it.")
+    return _coefficients(sde, x, v, jnp.asarray(jnp.inf if t is None else t, x.dtype))
 
 
 @eqx.filter_jit
-def _coefficients(sde: SlowSDE, x: Vector, v: PyTree) -> Coefficients:
+def _coefficients(sde: SlowSDE, x: Vector, v: PyTree, t: Array) -> Coefficients:
     normal = sde.normal_space(x, v)
     return Coefficients(
-        drift=sde.chart.unravel_arrays(sde.drift(x, normal)),
-        diffusion=sde.diffusion(x, normal),
-        v_drift=sde.v_drift(x, v),
+        drift=sde.chart.unravel_arrays(sde.drift(x, normal, t)),
+        diffusion=sde.diffusion(x, normal, t),
+        v_drift=sde.v_drift(x, v, t),
     )

@@ -1,8 +1,10 @@
 """Drift and diffusion of the slow SDE for (ζ, v), position on Γ and preconditioner state.
 
-    dζ = Π S B dW + ½ ∂²Φ_S(ζ)[S Σ S] dt,        dv = c (V(Σ(ζ)) − v) dt,        S = S(v), Σ = B Bᵀ
+    dζ = s Π S B dW + ½ s² ∂²Φ_S(ζ)[S Σ S] dt − s Π ω ζ dt,    dv = c (V(Σ(ζ)) − v) dt,    S = S(v), Σ = B Bᵀ
 
-in slow time t = kη². Label noise, Σ = αH: dζ/dt = −(α/4) Π S T[S], nothing diffuses. (Li, Wen and Lyu 2025.)
+in slow time t = kη², with s(t) the learning rate over η and ω the decoupled weight decay (1 and 0 in the plain case).
+Label noise, Σ = αH: dζ/dt = −(α/4) s² Π S T[S], nothing diffuses. (Li, Wen and Lyu 2025; s and ω by the same
+derivation: a learning rate sη makes fluctuations ∝ sη and steps ∝ sη, and the decay moves η²sω θ a step.)
 """
 
 from typing import Any
@@ -76,44 +78,75 @@ class SlowSDE(eqx.Module):
         """Eigenpairs of H' = S^½ H S^½ at x in the metric S(v)."""
         return self.loss.normal_space(x, self.metric(v), self.rank)
 
-    def tangential_drift(self, x: Vector, normal: Any) -> Vector:
-        """−½ Π S T[C], the part of the drift along Γ; −(α/4) Π S T[S] for label noise."""
-        alpha = self._noise.hessian_scale(self.problem)
+    def tangential_drift(self, x: Vector, normal: Any, t: Any) -> Vector:
+        """−½ s² Π S T[C] − s Π ω x, the part of the drift along Γ; the first is −(α/4) s² Π S T[S] for label noise."""
+        alpha, pace = self._noise.hessian_scale(self.problem), self.optimizer.pace(t)
         if alpha is not None:
-            return alpha * second_order.sharpness_drift(self.loss, x, normal)
-        return second_order.tangential_drift(self.loss, x, normal, self.factor(x))
+            drift = alpha * second_order.sharpness_drift(self.loss, x, normal)
+        else:
+            drift = second_order.tangential_drift(self.loss, x, normal, self.factor(x))
+        drift = pace**2 * drift
+        return drift - pace * normal.project(self.optimizer.decay(self.chart) * x) if self.optimizer.decays else drift
 
-    def sharpness_gradient(self, x: Vector, metric: mf.AbstractMetric) -> Vector:
-        """(α/4) T[S]: the gradient of (α/4)⟨H, S⟩, S held fixed (label noise)."""
-        return 0.25 * self._noise.hessian_scale(self.problem) * self.loss.contract_metric(x, metric)
+    def sharpness_gradient(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Vector:
+        """(α/4) s² T[S] + s ω S⁻¹x: the gradient of (α/4) s² ⟨H, S⟩ + ½ s ω |x|²_{S⁻¹}, S held fixed (label noise)."""
+        alpha, pace = self._noise.hessian_scale(self.problem), self.optimizer.pace(t)
+        gradient = 0.25 * alpha * pace**2 * self.loss.contract_metric(x, metric)
+        if not self.optimizer.decays:
+            return gradient
+        return gradient + metric.inv_sqrt(metric.inv_sqrt(pace * self.optimizer.decay(self.chart) * x))
 
-    def damped_metric(self, x: Vector, metric: mf.AbstractMetric, h: Array) -> mf.AbstractMetric:
-        """(S⁻¹ + hG)⁻¹ with G a diagonal model of ∇²(α/4)⟨H, S⟩: the metric of an implicit step of length h."""
-        alpha = self._noise.hessian_scale(self.problem)
-        damped = metric.damped(h * alpha * second_order.sharpness_curvature(self.loss, x, metric))
+    def damped_metric(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> mf.AbstractMetric:
+        """(S⁻¹ + hG)⁻¹ with G a diagonal model of ∇²(α/4)s²⟨H, S⟩: the metric of an implicit step of length h."""
+        scale = self._noise.hessian_scale(self.problem) * self.optimizer.pace(t) ** 2
+        damped = metric.damped(h * scale * second_order.sharpness_curvature(self.loss, x, metric))
         assert damped is not None
         return damped
 
-    def relaxed(self, x: Vector, v: PyTree, h: Array) -> PyTree:
-        """v after a time h at fixed x: V(Σ) + (v − V(Σ)) e^{−ch}, exactly."""
-        kept = jnp.exp(-self.optimizer.c * h)
+    def relaxed(self, x: Vector, v: PyTree, t: Any, h: Any) -> PyTree:
+        """v at t + h from v at t if x stays: V(Σ) + (v − V(Σ)) e^{−ch}, exactly."""
+        kept = self.optimizer.kept(t, h)
         return jax.tree.map(lambda target, now: target + kept * (now - target), self.equilibrium(x), v)
 
-    def diffusion(self, x: Vector, normal: Any) -> Float[Array, "p r"]:
-        """Π S B; zero for label noise."""
+    def diffusion(self, x: Vector, normal: Any, t: Any) -> Float[Array, "p r"]:
+        """s Π S B; zero for label noise."""
         factor = self.factor(x)
-        return second_order.tangential_factor(normal, factor) if self.diffuses else jnp.zeros_like(factor)
+        if not self.diffuses:
+            return jnp.zeros_like(factor)
+        return self.optimizer.pace(t) * second_order.tangential_factor(normal, factor)
 
-    def drift(self, x: Vector, normal: Any) -> Vector:
-        """½ ∂²Φ_S[SΣS], with the Itô term normal to Γ that tangential noise causes."""
-        drift = self.tangential_drift(x, normal)
-        return drift + second_order.normal_drift(self.loss, x, normal, self.factor(x)) if self.diffuses else drift
+    def drift(self, x: Vector, normal: Any, t: Any) -> Vector:
+        """½ s² ∂²Φ_S[SΣS] − s Π ω x, with the Itô term normal to Γ that tangential noise causes."""
+        drift = self.tangential_drift(x, normal, t)
+        if not self.diffuses:
+            return drift
+        return drift + self.optimizer.pace(t) ** 2 * second_order.normal_drift(self.loss, x, normal, self.factor(x))
 
-    def v_drift(self, x: Vector, v: PyTree) -> PyTree:
+    def stillness(self, x: Vector, v: PyTree, t: Any, far: Vector) -> tuple[Array, Array]:
+        """|dζ/dt|_{S⁻¹} of a flow without diffusion, and a number without units that vanishes where it is stationary.
+
+        That is the larger of |v − V(Σ)|/|V(Σ)| and of |dζ/dt|_{S⁻¹} times the time |ζ|²/(¼ tr S^½ΣS^½), the one in
+        which the flow crosses its own size |ζ| = |x|_{S⁻¹} + |x − far|_{S⁻¹}: under label noise the logarithmic
+        derivative of ⟨H, S⟩ along Γ.
+        """
+        metric = self.metric(v)
+        speed = jnp.linalg.norm(metric.inv_sqrt(self.tangential_drift(x, self.normal_space(x, v), t)))
+        size = jnp.linalg.norm(metric.inv_sqrt(x)) + jnp.linalg.norm(metric.inv_sqrt(x - far))
+        power = 0.25 * jnp.sum(metric.sqrt(self.factor(x)) ** 2)
+        target = self.equilibrium(x)
+        lag = _norm(jax.tree.map(jnp.subtract, v, target)) / jnp.maximum(_norm(target), jnp.finfo(x.dtype).tiny)
+        return speed, jnp.maximum(speed * size / power, lag)
+
+    def v_drift(self, x: Vector, v: PyTree, t: Any) -> PyTree:
         """c (V(Σ) − v); zero in the quasi-static limit, where v has no motion of its own."""
         if self.optimizer.quasi_static:
             return jax.tree.map(jnp.zeros_like, v)
-        return jax.tree.map(lambda target, now: self.optimizer.c * (target - now), self.equilibrium(x), v)
+        rate = self.optimizer.rate(t)
+        return jax.tree.map(lambda target, now: rate * (target - now), self.equilibrium(x), v)
+
+
+def _norm(tree: PyTree) -> Array:
+    return jnp.sqrt(sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), jnp.zeros(())))
 
 
 @eqx.filter_jit
@@ -138,6 +171,7 @@ def slow_sde(problem: AbstractProblem, optimizer: AGM, chart: Coordinates, route
 
 
 def _with_array_rates(optimizer: AGM) -> AGM:
-    # Numbers as arrays, so that compiled code serves every c; an infinite c selects other code.
+    # Numbers as arrays, so that compiled code serves every c; an infinite c and no weight decay select other code.
     c = optimizer.c if optimizer.quasi_static else jnp.asarray(optimizer.c)
-    return eqx.tree_at(lambda o: (o.c, o.b1), optimizer, (c, jnp.asarray(optimizer.b1)))
+    decay = jax.tree.map(jnp.asarray, optimizer.weight_decay) if optimizer.decays else 0.0
+    return eqx.tree_at(lambda o: (o.c, o.b1, o.weight_decay), optimizer, (c, jnp.asarray(optimizer.b1), decay))

@@ -6,7 +6,6 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
@@ -20,6 +19,7 @@ from .solvers import (
     SlowState,
     State,
     StepBrownianPath,
+    step_keys,
 )
 from .trajectory import Result
 
@@ -72,7 +72,7 @@ def solve_flow(
             slow, state, jnp.asarray(wanted, dtype), ends, rtol, method, switch=switch, max_steps=max_steps, shown=shown
         )
 
-    can_damp = slow.sde.has_sharpness and slow.sde.metric(slow.v(state0)).damped(jnp.zeros_like(state0[0])) is not None
+    can_damp = suits_implicit(slow, state0)
     first = "implicit" if solver == "implicit" else "tsit5"
     saved, ending = run(state0, interval[0], times, first, switch=solver == "auto" and can_damp)
     if not bool(ending.stiff[0]):
@@ -84,6 +84,66 @@ def solve_flow(
     rest, final = run(state, float(ending.time[0]), times[done:], "implicit", switch=False)
     saved = jax.tree.map(lambda a, b: jnp.concatenate([a[:, :done], b], axis=1), saved, rest)
     return saved, eqx.tree_at(lambda e: e.steps, final, final.steps + ending.steps), "tsit5, implicit"
+
+
+def suits_implicit(slow: SlowState, state: State) -> bool:
+    """Whether the noise has a sharpness and the metric can be damped, as an implicit step asks."""
+    return slow.sde.has_sharpness and slow.sde.metric(slow.v(state)).damped(jnp.zeros_like(state[0])) is not None
+
+
+def solve_to_rest(
+    slow: SlowState, state0: State, t0: float, solver: str, *, rtol: float, tol: float, max_steps: int
+) -> Ending:
+    """The slow ODE until it is stationary to `tol` (see `SlowSDE.stillness`); `too_long` says that it was not."""
+    dtype = state0[0].dtype
+    eps = float(jnp.finfo(dtype).eps)
+    explicit = solver == "tsit5" or not suits_implicit(slow, state0)
+    ending = _to_rest(
+        slow,
+        state0,
+        jnp.asarray(t0, dtype),
+        max(rtol, 100 * eps),
+        max(tol, 1e3 * eps),
+        "tsit5" if explicit else "implicit",
+        max_steps=max_steps,
+    )
+    return jax.tree.map(lambda leaf: leaf[None], ending)
+
+
+@eqx.filter_jit
+def _to_rest(
+    slow: SlowState, state0: State, t0: Array, rtol: Any, tol: Any, method: str, *, max_steps: int
+) -> Ending:
+    def at_rest(t: Any, state: State, args: Any, **_: Any) -> Array:
+        return slow.sde.stillness(state[0], slow.v(state), t, state0[0])[1] <= tol
+
+    controller = dfx.PIDController(rtol=0.0, atol=1.0)
+    solver: Any = ReturningSolver(dfx.Tsit5(), slow, rtol) if method == "tsit5" else ExtrapolatedImplicit(slow, rtol)
+    solution = dfx.diffeqsolve(
+        dfx.ODETerm(SlowFlow(slow)),
+        solver,
+        t0,
+        jnp.inf,
+        None,
+        state0,
+        saveat=dfx.SaveAt(t1=True),
+        stepsize_controller=controller,
+        adjoint=dfx.ForwardMode(),
+        event=dfx.Event(at_rest),
+        max_steps=max_steps,
+        throw=False,
+    )
+    return _ending(solution, solution.ts[-1], jax.tree.map(lambda leaf: leaf[-1], solution.ys))
+
+
+@eqx.filter_jit
+def stillness(slow: SlowState, saved: Saved, times: Float[Array, " T"]) -> tuple[Array, Array]:
+    """(paths,) each: speed and stillness of a flow at its last saved time, see `SlowSDE.stillness`."""
+
+    def at(x0: Array, x: Array, v: PyTree) -> tuple[Array, Array]:
+        return slow.sde.stillness(x, v, times[-1], x0)
+
+    return jax.vmap(at)(saved.x[:, 0], saved.x[:, -1], jax.tree.map(lambda leaf: leaf[:, -1], saved.v))
 
 
 @eqx.filter_jit
@@ -112,27 +172,51 @@ def _flow(
     return jax.tree.map(lambda leaf: leaf[None], (saved, ending))
 
 
-@eqx.filter_jit
 def solve_sde(
     slow: SlowState,
-    state0: State,
+    states: State,
     key: PRNGKeyArray,
-    times: Float[Array, " T"],
-    grid: Float[Array, " steps"],
+    times: np.ndarray,
+    grid: np.ndarray,
+    dt: float,
     *,
     paths: int,
+    stride: int = 1,
     shown: dfx.AbstractProgressMeter[Any],
 ) -> tuple[Saved, Ending]:
-    """`paths` paths of the slow SDE by tangential Euler steps on the grid, which contains the saved times."""
-    columns = jax.eval_shape(slow.sde.factor, state0[0]).shape[1]
+    """`paths` paths of the slow SDE by tangential Euler steps on every stride-th knot of the grid.
 
-    def path(index: Array) -> tuple[Saved, Ending]:
-        noise = StepBrownianPath(grid, jr.fold_in(key, index), columns)
+    Those knots contain the saved times. `states` is one state to start from, or one for each path with leaves
+    (paths, ...). The noise belongs to `grid`, of nominal step dt: a stride leaves the Brownian paths as they are.
+    """
+    dtype = states[0].dtype
+    if states[0].ndim == 1:
+        states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (paths, *leaf.shape)), states)
+    knots, saved_times = jnp.asarray(grid, dtype), jnp.asarray(times, dtype)
+    return _solve_paths(slow, states, step_keys(key, grid, dt), saved_times, knots, stride=stride, shown=shown)
+
+
+@eqx.filter_jit
+def _solve_paths(
+    slow: SlowState,
+    states: State,
+    keys: PRNGKeyArray,
+    times: Float[Array, " T"],
+    grid: Float[Array, " knots"],
+    *,
+    stride: int,
+    shown: dfx.AbstractProgressMeter[Any],
+) -> tuple[Saved, Ending]:
+    knots = grid[::stride]
+    columns = jax.eval_shape(slow.sde.factor, states[0][0]).shape[1]
+
+    def path(index: Array, state: State) -> tuple[Saved, Ending]:
+        noise = StepBrownianPath(grid, keys, index, columns, stride)
         terms = dfx.MultiTerm(dfx.ODETerm(SlowFlow(slow)), dfx.ControlTerm(SlowDiffusion(slow), noise))
-        interval = (grid[0], grid[-1])
-        return _solve(slow, terms, ManifoldEuler(slow), dfx.StepTo(grid), state0, times, interval, grid.shape[0], shown)
+        ends, controller = (knots[0], knots[-1]), dfx.StepTo(knots)
+        return _solve(slow, terms, ManifoldEuler(slow), controller, state, times, ends, knots.shape[0], shown)
 
-    return jax.vmap(path)(jnp.arange(paths))
+    return jax.vmap(path)(jnp.arange(states[0].shape[0]), states)
 
 
 def _solve(
@@ -150,6 +234,8 @@ def _solve(
 
     def save(t: Any, state: State, args: Any) -> Saved:
         (x, v), regular = slow.returned(state)  # between steps the interpolant leaves Γ
+        if isinstance(solver, ManifoldEuler):
+            x, v = state  # the end of a step, which a resumed run starts from exactly
         v = slow.v((x, v))
         normal = slow.sde.normal_space(x, v)
         residual = jnp.where(regular, slow.sde.loss.residual(x), jnp.nan)
@@ -171,16 +257,23 @@ def _solve(
     assert solution.ts is not None
     assert solution.ys is not None
     saved, last = solution.ys
-    ending = Ending(
-        time=solution.ts[1][-1],
-        state=jax.tree.map(lambda leaf: leaf[-1], last),
-        failed=(solution.result != dfx.RESULTS.successful) | jnp.any(~jnp.isfinite(saved.residual)),
-        too_long=solution.result == dfx.RESULTS.max_steps_reached,
-        stiff=solution.result == dfx.RESULTS.stagnation,
-        jumped=(solution.result == dfx.RESULTS.dt_min_reached) & isinstance(solver, ManifoldEuler),
+    ending = _ending(solution, solution.ts[1][-1], jax.tree.map(lambda leaf: leaf[-1], last))
+    failed = ending.failed | jnp.any(~jnp.isfinite(saved.residual))
+    jumped = (solution.result == dfx.RESULTS.dt_min_reached) & isinstance(solver, ManifoldEuler)
+    return saved, eqx.tree_at(lambda e: (e.failed, e.jumped), ending, (failed, jumped))
+
+
+def _ending(solution: dfx.Solution, time: Array, state: State) -> Ending:
+    result = solution.result
+    return Ending(
+        time=time,
+        state=state,
+        failed=(result != dfx.RESULTS.successful) & (result != dfx.RESULTS.event_occurred),
+        too_long=result == dfx.RESULTS.max_steps_reached,
+        stiff=result == dfx.RESULTS.stagnation,
+        jumped=jnp.asarray(False),
         steps=solution.stats["num_steps"],
     )
-    return saved, ending
 
 
 def result_codes(slow: SlowState, ending: Ending) -> np.ndarray:
@@ -188,7 +281,7 @@ def result_codes(slow: SlowState, ending: Ending) -> np.ndarray:
     failed = np.asarray(ending.failed)
     if not failed.any():
         return np.zeros(failed.shape, int)
-    smallest, finite = _diagnose(slow, ending.state)
+    smallest, finite = _diagnose(slow, ending.state, ending.time)
     lost = np.asarray(ending.jumped) | (np.asarray(smallest) < slow.floor * 1e4)
     return np.select(
         [~failed, np.asarray(ending.too_long), ~np.asarray(finite), lost],
@@ -198,18 +291,18 @@ def result_codes(slow: SlowState, ending: Ending) -> np.ndarray:
 
 
 @eqx.filter_jit
-def _diagnose(slow: SlowState, states: State) -> tuple[Array, Array]:
+def _diagnose(slow: SlowState, states: State, times: Float[Array, " paths"]) -> tuple[Array, Array]:
     """The last nonzero eigenvalue of H' where each path ended, and whether state and drift are finite there."""
 
-    def at(state: State) -> tuple[Array, Array]:
+    def at(state: State, t: Array) -> tuple[Array, Array]:
         normal = slow.sde.normal_space(state[0], slow.v(state))
-        drift = slow.sde.tangential_drift(state[0], normal)
+        drift = slow.sde.tangential_drift(state[0], normal, t)
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, drift))]
         # By position, not by mask: a lost eigenvalue is masked.
         rank = normal.rank if slow.sde.rank is None else slow.sde.rank
         return normal.values[jnp.maximum(rank, 1) - 1], jnp.all(jnp.stack(finite))
 
-    return jax.vmap(at)(states)
+    return jax.vmap(at)(states, times)
 
 
 def step_grid(times: np.ndarray, t0: float, t1: float, dt: float) -> np.ndarray:

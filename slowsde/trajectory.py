@@ -24,6 +24,7 @@ class Result(enum.IntEnum):
     RANK_LOST = 2  # a nonzero eigenvalue of H' became zero
     NON_FINITE = 3
     MAX_STEPS = 4  # too many steps: the flow is too stiff for the solver
+    NOT_STATIONARY = 5  # with t1 = inf: max_steps came before the flow was stationary
 
     def explain(self) -> str:
         """What happened and what to do about it."""
@@ -34,6 +35,8 @@ class Result(enum.IntEnum):
             "try a smaller dt, or a larger eps where v vanishes",
             Result.NON_FINITE: "the state became non-finite; use a smaller step (dt or lr)",
             Result.MAX_STEPS: "max_steps was reached; the flow is stiff there: raise eps or max_steps",
+            Result.NOT_STATIONARY: "max_steps was reached and the flow still moves (there may be no stationary point): "
+            "raise max_steps, or give a finite t1",
         }[self]
 
 
@@ -112,6 +115,26 @@ class Trajectory:
                 os.unlink(file.name)
                 raise
         return target
+
+
+def repeated(trajectory: Trajectory, copies: int) -> Trajectory:
+    """The trajectory with every path `copies` times: equal paths where nothing diffuses."""
+    if copies == 1:
+        return trajectory
+    shape = (trajectory.paths, trajectory.ts.size)
+
+    def repeat(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: np.repeat(leaf, copies, axis=0) if _is_array(leaf) else leaf, tree)
+
+    stats = {name: repeat(value) if np.shape(value)[:2] == shape else value for name, value in trajectory.stats.items()}
+    return dataclasses.replace(
+        trajectory,
+        params=repeat(trajectory.params),
+        v=repeat(trajectory.v),
+        metrics=repeat(trajectory.metrics),
+        stats=stats,
+        result=repeat(trajectory.result),
+    )
 
 
 def finish(trajectory: Trajectory, whens: np.ndarray, throw: bool) -> Trajectory:

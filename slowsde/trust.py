@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from manifolds.coordinates import Coordinates
 from manifolds.precision import cast, to_numpy, working_precision
 
 from . import checks
 from .optimizers import AGM
 from .problems import AbstractProblem
-from .slow_sde import SlowSDE, slow_sde
+from .slow_sde import SlowSDE
 from .trajectory import Result, Trajectory
 from .trust_measures import distances, measure, slow_time_scale
 
@@ -197,12 +196,13 @@ def validity(problem: AbstractProblem, optimizer: AGM, slow: Trajectory, lr: flo
     with working_precision("float64") as precision:
         problem, optimizer, xs, vs = cast((problem, optimizer, xs, vs), precision)
         sde, vs = _fitting(problem, optimizer, slow, xs, vs, route)
-        found = to_numpy(measure(sde, xs, vs, jnp.asarray(lr, precision)))
+        pace = np.array([float(optimizer.pace(t)) for t in slow.ts[times]])
+        found = to_numpy(measure(sde, xs, vs, jnp.asarray(lr * pace, precision)))
         xs = np.asarray(xs)
     if not np.isfinite(found["largest"]).any():
         raise ValueError("slow has no finite point: every path failed at once. Simulate with other settings first.")
     distance = float(slow.stats.get("start_distance", 0.0))
-    return _assemble(slow.ts[times], xs, found, lr, float(optimizer.b1), _memory(optimizer.c, vs), distance)
+    return _assemble(slow.ts[times], xs, found, lr, pace, float(optimizer.b1), _memory(optimizer.c, vs), distance)
 
 
 def validity_of_run(slow: Trajectory, lr: float) -> Validity | None:
@@ -224,7 +224,8 @@ def validity_of_run(slow: Trajectory, lr: float) -> Validity | None:
         return None
     xs, distance = _flat(slow)[paths][:, times], float(slow.stats.get("start_distance", 0.0))
     b1, c = float(slow.stats["b1"]), _memory(slow.stats["c"], slow.v)
-    return _assemble(slow.ts[times], xs, found, float(lr), b1, c, distance)
+    pace = np.asarray(slow.stats.get("pace", np.ones(slow.ts.size)), float)[times]
+    return _assemble(slow.ts[times], xs, found, float(lr), pace, b1, c, distance)
 
 
 def _assemble(
@@ -232,19 +233,25 @@ def _assemble(
     xs: np.ndarray,
     found: dict[str, np.ndarray],
     lr: float,
+    pace: np.ndarray,
     b1: float,
     c: float | None,
     start_distance: float,
 ) -> Validity:
-    """The ratios from what was measured along the paths, (paths, T) each; times that no path reached are dropped."""
+    """The ratios from what was measured along the paths, (paths, T) each; times that no path reached are dropped.
+
+    `pace` (T,) is s(t), the learning rate in force over lr: 1/(ηsλ) steps are the slow time η/(sλ).
+    """
     seen = np.isfinite(found["largest"]).any(axis=0)
-    ts, xs, found = ts[seen], xs[:, seen], {name: values[:, seen] for name, values in found.items()}
+    ts, xs, pace = ts[seen], xs[:, seen], pace[seen]
+    found = {name: values[:, seen] for name, values in found.items()}
     scale = slow_time_scale(ts, xs, (np.log(found["largest"]), np.log(np.maximum(found["mean_relaxation"], 1e-300))))
-    settling, longest, momentum = lr * found["mean_relaxation"], lr / found["smallest"], 2 * lr**2 / (1 - b1)
+    settling, longest = lr * found["mean_relaxation"] / pace, lr / (pace * found["smallest"])
+    momentum = 2 * lr**2 / (1 - b1)
     moved = np.max(distances(xs), axis=(1, 2))[:, None]
     left = np.exp(-(ts - ts[0]) / longest) * start_distance / np.maximum(moved, start_distance + 1e-300)
     ratios = {
-        "sharpness": lr * (found["largest"] * (1 - b1) / (1 + b1) + found["sampling"]) / 2,
+        "sharpness": lr * pace * (found["largest"] * (1 - b1) / (1 + b1) + found["sampling"]) / 2,
         "relaxation": np.maximum(settling, longest * left) / scale,
     }
     if b1 > 0:
@@ -253,7 +260,7 @@ def _assemble(
         ratios["state"] = c * np.maximum(settling, momentum if b1 > 0 else 0)
     ratios |= {name: found[name] for name in ("fluctuation", "rank") if name in found}
     spectrum = {"λ_max(H')": np.nanmax(found["largest"], axis=0), "λ_min(H')": np.nanmin(found["smallest"], axis=0)}
-    spectrum["η/λ_min"] = lr / spectrum["λ_min(H')"]
+    spectrum["η/λ_min"] = lr / (pace * spectrum["λ_min(H')"])
     for label, name in (("rank counted", "counted"), ("λ_max(S)", "metric")):
         if name in found:
             spectrum[label] = np.nanmax(found[name], axis=0)
@@ -275,8 +282,7 @@ def _fitting(
     first = jax.tree.map(lambda leaf: leaf[0, 0] if isinstance(leaf, np.ndarray | jax.Array) else leaf, slow.params)
     x = xs[0, 0]
     try:
-        sde = slow_sde(problem, optimizer, Coordinates.of(first), route)
-        checks.check_inputs(problem, optimizer, cast(first, x.dtype))
+        sde, _ = checks.on_flat_coordinates(problem, optimizer, cast(first, x.dtype), route)
         expected = jax.eval_shape(sde.equilibrium, x)
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -37,11 +38,14 @@ def spectral_history(sde: SlowSDE, xs: Array, vs: PyTree) -> dict[str, Array]:
 
 
 @eqx.filter_jit
-def measure(sde: SlowSDE, xs: Array, vs: PyTree, lr: Array) -> dict[str, Array]:
-    """Everything that `trust.validity` asks for at every point: xs (paths, T, p) -> (paths, T) each."""
+def measure(sde: SlowSDE, xs: Array, vs: PyTree, rates: Float[Array, " T"]) -> dict[str, Array]:
+    """Everything that `trust.validity` asks for at every point: xs (paths, T, p) -> (paths, T) each.
 
-    def at(point: tuple[Vector, PyTree]) -> dict[str, Array]:
-        x, v = point
+    `rates` are the learning rates in force at the saved times.
+    """
+
+    def at(point: tuple[Vector, PyTree, Array]) -> dict[str, Array]:
+        x, v, lr = point
         normal = sde.normal_space(x, v)
         return {
             "largest": normal.largest,
@@ -54,13 +58,11 @@ def measure(sde: SlowSDE, xs: Array, vs: PyTree, lr: Array) -> dict[str, Array]:
             "metric": normal.metric.largest().astype(x.dtype),
         }
 
-    return _at_every_point(at, xs, vs)
+    return _at_every_point(at, xs, vs, jnp.broadcast_to(rates, xs.shape[:2]))
 
 
-def _at_every_point(
-    function: Callable[[tuple[Vector, PyTree]], dict[str, Array]], xs: Array, vs: PyTree
-) -> dict[str, Array]:
-    points = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), (xs, vs))
+def _at_every_point(function: Callable[[Any], dict[str, Array]], xs: Array, *others: PyTree) -> dict[str, Array]:
+    points = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), (xs, *others))
     found = jax.lax.map(function, points, batch_size=8)
     return {name: values.reshape(xs.shape[:2]) for name, values in found.items()}
 

@@ -51,7 +51,7 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         counts = range(1, self.stages + 1)
         row: list[State] = []
         for n in counts:
-            state = jax.lax.fori_loop(0, n, lambda _, s, n=n: self.euler(s, h / n), y0)
+            state = jax.lax.fori_loop(0, n, lambda k, s, n=n: self.euler(s, t0 + k * h / n, h / n), y0)
             new = [to_logarithms(state)]
             for k, coarser in enumerate(row):
                 ratio = n / (n - k - 1) - 1
@@ -62,15 +62,15 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         error = scaled_error(jax.tree.map(jnp.subtract, y1, previous), y0, y1, self.rtol, regular)
         return y1, error, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
 
-    def euler(self, state: State, h: Array) -> State:
-        """One substep of linearly implicit Euler that ends on Γ."""
+    def euler(self, state: State, t: Array, h: Array) -> State:
+        """One substep of linearly implicit Euler from t to t + h that ends on Γ."""
         sde = self.slow.sde
         x, v = state
-        v = None if v is None else sde.relaxed(x, v, h)
+        v = None if v is None else sde.relaxed(x, v, t, h)
         metric = sde.metric(self.slow.v((x, v)))
-        damped = sde.damped_metric(x, metric, h)
+        damped = sde.damped_metric(x, metric, t + h, h)
         normal = sde.loss.normal_space(x, damped, sde.rank)
-        x_star = x - h * normal.project_gradient(sde.sharpness_gradient(x, metric))
+        x_star = x - h * normal.project_gradient(sde.sharpness_gradient(x, metric, t + h))
         return gauss_newton_return(sde.loss, x_star, damped, sde.rank).point, v
 
 

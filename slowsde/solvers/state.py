@@ -71,7 +71,7 @@ class SlowFlow(eqx.Module):
         sde = self.slow.sde
         x, v = state
         normal = sde.normal_space(x, self.slow.v(state))
-        return sde.tangential_drift(x, normal), None if v is None else sde.v_drift(x, v)
+        return sde.tangential_drift(x, normal, t), None if v is None else sde.v_drift(x, v, t)
 
 
 class SlowDiffusion(eqx.Module):
@@ -81,7 +81,7 @@ class SlowDiffusion(eqx.Module):
 
     def __call__(self, t: Any, state: State, args: Any) -> lx.AbstractLinearOperator:
         x, v = state
-        columns = self.slow.sde.diffusion(x, self.slow.sde.normal_space(x, self.slow.v(state)))
+        columns = self.slow.sde.diffusion(x, self.slow.sde.normal_space(x, self.slow.v(state)), t)
         return lx.FunctionLinearOperator(
             lambda dW: (columns @ dW, jax.tree.map(jnp.zeros_like, v)),
             jax.ShapeDtypeStruct(columns.shape[1:], columns.dtype),
