@@ -24,10 +24,10 @@ import manifolds as mf
 import slowsde as ss
 from manifolds.coordinates import Coordinates
 from manifolds.return_map import Returned, gauss_newton_return
-from slowsde.integrate import start_on_manifold
 from slowsde.slow_sde import SlowSDE, slow_sde
 from slowsde.solve import step_grid
-from slowsde.solvers import ManifoldEuler, SlowDiffusion, SlowFlow, SlowState, StepBrownianPath
+from slowsde.solvers import ManifoldEuler, SlowDiffusion, SlowFlow, SlowState, StepBrownianPath, step_keys
+from slowsde.start import start_on_manifold
 
 # The ellipse (a cos φ, b sin φ), L = ½ r² with r = (x²/a² + y²/b² − 1)/√2, and a constant metric S = Diag(s) ≠ I. With
 # τ = dζ/dφ, g = τᵀ S⁻¹ τ and N = ∇rᵀ S ∇r, the noise B = (S⁻¹ τ/√g, β ∇r) has
@@ -210,7 +210,7 @@ def euclidean_return(loss: Any, x: Any, metric: Any, rank: Any = None, max_steps
     return gauss_newton_return(loss, x, mf.Identity(), rank)
 
 
-def without_drift(self: Any, x: Any, normal: Any) -> Any:
+def without_drift(self: Any, x: Any, normal: Any, t: Any) -> Any:
     """A mutant: no drift along Γ."""
     return jnp.zeros_like(x)
 
@@ -239,13 +239,13 @@ def test_the_weak_error_of_a_mutant_does_not_vanish(mutant: str, monkeypatch: py
 # Weak error of simulate ---------------------------------------------------------------------------
 
 
-def increments(key: Any, grid: np.ndarray, paths: int, columns: int) -> np.ndarray:
-    """(paths, steps, columns): those of `simulate` with this key."""
+def increments(key: Any, grid: np.ndarray, dt: float, paths: int, columns: int) -> np.ndarray:
+    """(paths, steps, columns): those of `simulate` with this key and step."""
     with jax.enable_x64(True):
-        knots = jnp.asarray(grid)
+        knots, keys = jnp.asarray(grid), step_keys(key, grid, dt)
 
         def path(index: Any) -> Any:
-            brownian = StepBrownianPath(knots, jr.fold_in(key, index), columns)
+            brownian = StepBrownianPath(knots, keys, index, columns)
             return jax.vmap(brownian.evaluate)(knots[:-1], knots[1:])
 
         return np.asarray(jax.jit(jax.vmap(path))(jnp.arange(paths)))
@@ -286,7 +286,7 @@ def ellipse_runs(steps: list[int], paths: int) -> dict[str, tuple[np.ndarray, np
     for n in steps:
         key = jr.key(n)
         run = ss.simulate(problem, optimizer, point(PHI0), T, paths=paths, key=key, save_at=[T], dt=T / n)
-        dW = increments(key, step_grid(np.array([T]), 0.0, T, T / n), paths, 2)
+        dW = increments(key, step_grid(np.array([T]), 0.0, T, T / n), T / n, paths, 2)
         phi = np.full(paths, PHI0)
         for k in range(n):
             phi = milstein(phi, T / n, dW[:, k, 0])
@@ -333,7 +333,7 @@ def valley_run(n: int, paths: int) -> tuple[np.ndarray, np.ndarray]:
     )
     to_end = np.array([exact_mean(T) / exact_mean(t) for t in grid[:-1].tolist()])
     gain = to_end * SIGMA[1] / (np.sqrt([state(t)[1] for t in grid[:-1]]) + EPS)
-    M = increments(key, grid, paths, 2)[:, :, 1] @ gain
+    M = increments(key, grid, T / n, paths, 2)[:, :, 1] @ gain
     controls = [M, M**2 - np.sum(gain**2) * T / n]
     y = run.params[:, -1, 1]
     rows = np.array([controlled_mean(values, controls) for values in (y, y**2)])

@@ -1,31 +1,34 @@
-"""Brownian increments that repeat exactly however a run is batched, chunked or resumed."""
+"""Brownian increments that repeat exactly however a run is batched, chunked, resumed or refined."""
 
 from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+RESOLUTION = 2.0**20  # steps are told apart by the slow time of their start, in units of dt/RESOLUTION
 
 
 class StepBrownianPath(dfx.AbstractBrownianPath):
-    """Brownian increments keyed by path and integer step of a fixed grid.
+    """Brownian increments keyed by integer step and path.
 
-    The same key repeats the same path however a run is batched, chunked or resumed, at the cost of one fold of the key
-    a step (a virtual Brownian tree is forty times slower, and is needed only for adaptive steps).
+        ΔW_k = √(t_{k+1} − t_k) ξ,   ξ ~ N(0, I) from fold_in(keys[k], path)
+
+    `grid` (n + 1,) holds the knots t_k and `keys` (n,) the key of each step, see `step_keys`. With a `stride` the
+    solver steps from every stride-th knot to the next, by the exact sum of the increments between: the same Brownian
+    path on a coarser grid. A virtual Brownian tree is forty times slower, and is needed only for adaptive steps.
     """
 
-    grid: Float[Array, " steps"]
-    key: PRNGKeyArray
+    grid: Float[Array, " knots"]
+    keys: PRNGKeyArray
+    path: Int[Array, ""]
     size: int = eqx.field(static=True)
-    levy_area: Any = eqx.field(static=True)
-
-    def __init__(self, grid: Float[Array, " steps"], key: PRNGKeyArray, size: int):
-        self.grid = grid
-        self.key = key
-        self.size = size
-        self.levy_area = dfx.BrownianIncrement
+    stride: int = eqx.field(static=True, default=1)
+    levy_area: Any = eqx.field(static=True, default=dfx.BrownianIncrement)
 
     @property
     def t0(self) -> Array:
@@ -36,6 +39,28 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
         return self.grid[-1]
 
     def evaluate(self, t0: Any, t1: Any = None, left: bool = True, use_levy: bool = False) -> Float[Array, " r"]:
-        step = jnp.searchsorted(self.grid, (t0 + t1) / 2)
-        increment = jr.normal(jr.fold_in(self.key, step), (self.size,), self.grid.dtype)
-        return jnp.sqrt(t1 - t0) * increment
+        coarse = self.grid[:: self.stride]
+        first = (jnp.searchsorted(coarse, (t0 + t1) / 2, method="scan_unrolled") - 1) * self.stride
+
+        def increment(k: Array) -> Array:
+            normal = jr.normal(jr.fold_in(self.keys[k], self.path), (self.size,), self.grid.dtype)
+            return jnp.sqrt(self.grid[k + 1] - self.grid[k]) * normal
+
+        return jnp.sum(jax.vmap(increment)(first + jnp.arange(self.stride)), axis=0)
+
+
+def step_keys(key: PRNGKeyArray, grid: np.ndarray, dt: float) -> PRNGKeyArray:
+    """(n,) keys of the steps between the n + 1 knots of `grid`, by the integer round(2²⁰ t_k/dt).
+
+    A step so has the same key in every run with this key and dt in which it starts at the same slow time, wherever the
+    run itself started and whatever was saved before; rounding errors of t_k do not matter. (Steps shorter than dt/2²⁰
+    may share a key, but they hardly move.)
+    """
+    labels = np.rint(np.asarray(grid[:-1], float) / dt * RESOLUTION).astype(np.int64)
+    high, low = (labels >> 32).astype(np.uint32), labels.astype(np.uint32)
+    return _fold_both(key, jnp.asarray(high), jnp.asarray(low))
+
+
+@jax.jit
+def _fold_both(key: PRNGKeyArray, high: Array, low: Array) -> PRNGKeyArray:
+    return jax.vmap(lambda a, b: jr.fold_in(jr.fold_in(key, a), b))(high, low)

@@ -14,6 +14,21 @@ from .state import SlowState, State
 RESULTS: Any = dfx.RESULTS  # an Enumeration, which type checkers take for its values
 
 
+class StepEnds(dfx.AbstractLocalInterpolation):
+    """The end of the step nearer to a time, exactly: between the ends a linear interpolant would leave Γ."""
+
+    t0: Any
+    t1: Any
+    y0: State
+    y1: State
+
+    def evaluate(self, t0: Any, t1: Any = None, left: bool = True) -> State:
+        if t1 is not None:
+            return jax.tree.map(jnp.subtract, self.evaluate(t1), self.evaluate(t0))
+        late = t0 - self.t0 > self.t1 - t0
+        return jax.tree.map(lambda a, b: jnp.where(late, b, a), self.y0, self.y1)
+
+
 class ManifoldEuler(dfx.AbstractItoSolver):
     """Tangential Euler–Maruyama with the return to Γ: weak order 1, strong order ½ for the slow SDE (Itô).
 
@@ -30,7 +45,7 @@ class ManifoldEuler(dfx.AbstractItoSolver):
     slow: SlowState
 
     term_structure: ClassVar = dfx.MultiTerm[tuple[dfx.ODETerm, dfx.ControlTerm]]
-    interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
+    interpolation_cls: ClassVar[Callable[..., StepEnds]] = StepEnds
 
     def order(self, terms: Any) -> int:
         return 1
@@ -50,12 +65,12 @@ class ManifoldEuler(dfx.AbstractItoSolver):
         sde = self.slow.sde
         x, v = y0
         normal = sde.normal_space(x, self.slow.v(y0))
-        move = h * sde.tangential_drift(x, normal) + sde.diffusion(x, normal) @ dW
+        move = h * sde.tangential_drift(x, normal, t0) + sde.diffusion(x, normal, t0) @ dW
         x_star = x + move
         found = gauss_newton_return(sde.loss, x_star, normal.metric, sde.rank)
         regular = found.converged & (found.smallest > self.slow.floor) & jnp.all(jnp.isfinite(found.point))
         if v is not None:
-            v = sde.relaxed(x, v, h)
+            v = sde.relaxed(x, v, t0, h)
         y1 = (found.point, v)
         result = RESULTS.where(regular, RESULTS.successful, RESULTS.nonlinear_divergence)
         # A step of fixed length may jump over the point where the rank is lost: does √λ + d√λ reach zero?
