@@ -3,6 +3,7 @@
 V(g gᵀ)_B = mean of g² over block B,        S(v) = Diag(1/(√v_B + ε)) on every parameter of B
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -18,8 +19,19 @@ from manifolds.precision import is_traced
 from .optimizers import AGM
 
 
-def adam_mini(c: Any, blocks: PyTree = None, b1: float = 0.9, eps: float = 1e-8) -> AGM:
+def adam_mini(
+    c: Any,
+    blocks: PyTree = None,
+    b1: float = 0.9,
+    eps: float = 1e-8,
+    *,
+    bias_correction: bool = False,
+    weight_decay: Any = 0.0,
+    schedule: Callable[[Any], Any] | None = None,
+) -> AGM:
     """Adam-mini: V = mean of g² over each block of a partition, S = Diag(1/(√v + ε)), one value a block.
+
+    Under label noise it minimizes Σ_B √(|B| tr_B H) over blocks B of |B| parameters (as ε → 0).
 
     Args:
         blocks: the partition, a pytree like params whose arrays hold integer labels 0, 1, ..., one for each parameter
@@ -28,6 +40,7 @@ def adam_mini(c: Any, blocks: PyTree = None, b1: float = 0.9, eps: float = 1e-8)
             of a leaf with two axes or more, and one for a whole vector or scalar. v is then params-like, with leaves
             (rows,) and ().
         c, b1, eps: as for `adam`.
+        bias_correction, weight_decay, schedule: see `AGM`.
 
     Raises ValueError for labels that are not integers, are negative or leave a gap, and, when the optimizer meets
     params, for a partition that misses or doubles some of them. (Zhang et al. 2024, Adam-mini.)
@@ -38,22 +51,34 @@ def adam_mini(c: Any, blocks: PyTree = None, b1: float = 0.9, eps: float = 1e-8)
     """
     eps = checked_eps(eps)
     if blocks is None:
-        return AGM(V=row_means, S=BlockScale(eps), c=c, b1=b1)
-    partition = Partition(blocks)
-    return AGM(V=partition.means, S=PartitionScale(partition, eps), c=c, b1=b1)
+        V, S = row_means, BlockScale(eps)
+    else:
+        partition = Partition(blocks)
+        V, S = partition.means, PartitionScale(partition, eps)
+    return AGM(V, S, c, b1, bias_correction=bias_correction, weight_decay=weight_decay, schedule=schedule)
 
 
-def adalayer(c: Any, b1: float = 0.9, eps: float = 1e-8) -> AGM:
+def adalayer(
+    c: Any,
+    b1: float = 0.9,
+    eps: float = 1e-8,
+    *,
+    bias_correction: bool = False,
+    weight_decay: Any = 0.0,
+    schedule: Callable[[Any], Any] | None = None,
+) -> AGM:
     """Adalayer: V = mean of g² over each leaf of params, S = Diag(1/(√v + ε)), one value a leaf.
 
-    v is params-like with scalar leaves. c, b1 and eps as for `adam`. (Zhao et al. 2024, Deconstructing what makes a
+    v is params-like with scalar leaves; the arguments are those of `adam_mini`. Under label noise it minimizes
+    Σ √(|B| tr_B H) over the leaves B (as ε → 0). (Zhao et al. 2024, Deconstructing what makes a
     good optimizer for language models.)
 
     Example:
         >>> adalayer(c=1.0).V({"w": jnp.array([[1.0, 3.0], [2.0, 2.0]]), "b": jnp.array([1.0, 2.0])})
         {'b': Array(2.5, dtype=float32), 'w': Array(4.5, dtype=float32)}
     """
-    return AGM(V=leaf_means, S=BlockScale(checked_eps(eps)), c=c, b1=b1)
+    S = BlockScale(checked_eps(eps))
+    return AGM(leaf_means, S, c, b1, bias_correction=bias_correction, weight_decay=weight_decay, schedule=schedule)
 
 
 def row_means(gradient: PyTree) -> PyTree:

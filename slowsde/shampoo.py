@@ -1,5 +1,6 @@
 """Shampoo: a Kronecker-factored metric on every matrix- or tensor-shaped leaf."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +16,15 @@ from .blockwise import checked_eps
 from .optimizers import AGM
 
 
-def shampoo(c: Any, b1: float = 0.9, eps: float = 1e-8, exponent: float = 0.25) -> AGM:
+def shampoo(
+    c: Any,
+    b1: float = 0.9,
+    eps: float = 1e-8,
+    exponent: float = 0.25,
+    *,
+    weight_decay: Any = 0.0,
+    schedule: Callable[[Any], Any] | None = None,
+) -> AGM:
     """Shampoo: V = (G Gᵀ, Gᵀ G) and S = (R + εI)^{−q} ⊗ (L + εI)^{−q}, G ↦ (L + εI)^{−q} G (R + εI)^{−q}.
 
     q = `exponent` is that of a matrix-shaped leaf: 1/4 in the original, 1/2 in later analyses. Other leaves get the
@@ -32,6 +41,7 @@ def shampoo(c: Any, b1: float = 0.9, eps: float = 1e-8, exponent: float = 0.25) 
         c, b1: as for `adam`.
         eps: ε, added to the eigenvalues of L and R.
         exponent: q, 0 < q ≤ 1.
+        weight_decay, schedule: see `AGM`.
 
     Raises ValueError for an exponent outside (0, 1] and, when the optimizer meets params, for a leaf with no entries.
 
@@ -42,7 +52,8 @@ def shampoo(c: Any, b1: float = 0.9, eps: float = 1e-8, exponent: float = 0.25) 
     """
     if not 0 < exponent <= 1:
         raise ValueError(f"exponent={exponent} must lie in (0, 1]: 0.25 is the original Shampoo, 0.5 a later choice.")
-    return AGM(V=outer_products, S=ShampooMetric(float(exponent), checked_eps(eps)), c=c, b1=b1)
+    S = ShampooMetric(np.asarray(exponent, float), checked_eps(eps))
+    return AGM(outer_products, S, c, b1, weight_decay=weight_decay, schedule=schedule)
 
 
 def outer_products(gradient: PyTree) -> PyTree:
@@ -65,7 +76,7 @@ def _leaf_products(path: Any, g: Array) -> Array | tuple[Array, ...]:
 class ShampooMetric(eqx.Module):
     """v ↦ S(v), see `shampoo`."""
 
-    exponent: float = eqx.field(static=True)
+    exponent: Any
     eps: Any
 
     def __call__(self, v: PyTree) -> mf.BlockDiagonal:

@@ -73,6 +73,8 @@ def solve_flow(
         )
 
     can_damp = suits_implicit(slow, state0)
+    if solver == "implicit" and not can_damp:
+        raise ValueError("solver='implicit' needs a metric that can be damped: diagonal, as Adam's; use 'auto'.")
     first = "implicit" if solver == "implicit" else "tsit5"
     saved, ending = run(state0, interval[0], times, first, switch=solver == "auto" and can_damp)
     if not bool(ending.stiff[0]):
@@ -111,9 +113,7 @@ def solve_to_rest(
 
 
 @eqx.filter_jit
-def _to_rest(
-    slow: SlowState, state0: State, t0: Array, rtol: Any, tol: Any, method: str, *, max_steps: int
-) -> Ending:
+def _to_rest(slow: SlowState, state0: State, t0: Array, rtol: Any, tol: Any, method: str, *, max_steps: int) -> Ending:
     def at_rest(t: Any, state: State, args: Any, **_: Any) -> Array:
         return slow.sde.stillness(state[0], slow.v(state), t, state0[0])[1] <= tol
 
