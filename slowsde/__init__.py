@@ -10,6 +10,7 @@ from .noise import GaussianNoise, LabelNoise, MinibatchNoise, SampledNoise
 from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate
 from .pointwise import Coefficients, coefficients
 from .problems import Classification, EmpiricalRisk, LeastSquares, Problem, from_sympy
+from .resume import resume
 from .shampoo import shampoo
 from .slow_sde import SlowSDE
 from .start import to_manifold

@@ -1,10 +1,12 @@
 """Integrate the slow SDE of an optimizer near its manifold of minimizers."""
 
+import dataclasses
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
@@ -12,12 +14,13 @@ from manifolds.coordinates import check_parameters
 from manifolds.precision import cast, to_numpy, working_precision
 
 from . import checks
-from .metrics import as_metrics, check_metrics, evaluate
+from .metrics import Metric, as_metrics, check_metrics, evaluate
 from .optimizers import AGM
 from .problems import AbstractProblem
 from .progress import meter
 from .slow_sde import SlowSDE
-from .solve import result_codes, solve_flow, solve_sde, solve_to_rest, step_grid, stillness
+from .solve import Ending, Saved, result_codes, solve_flow, solve_sde, solve_to_rest, step_grid, stillness
+from .solvers import SlowState
 from .start import start_on_manifold
 from .trajectory import Result, Trajectory, finish, repeated
 from .trust_measures import spectral_history
@@ -113,47 +116,60 @@ def simulate(
             rest = solve_to_rest(slow, state0, t0, solver, rtol=rtol, tol=tol, max_steps=max_steps)
             rests, t1 = not bool(rest.too_long[0]), float(rest.time[0])
             times = graded_times(t0, t1, times.size)
+        about = {
+            "rank": int(start.rank),
+            "spectrum": np.asarray(start.spectrum)[: int(start.rank)],
+            "start_distance": float(start.distance),
+            **noise_report,
+        }
         if sde.diffuses or solver == "euler":
-            used = "euler"
+            about |= {"solver": "euler", "dt": step, "key": np.asarray(jr.key_data(key))}
             grid, shown = step_grid(times, t0, t1, step), meter("simulate", progress)
             saved, ending = solve_sde(slow, state0, key, times, grid, step, paths=paths, shown=shown)
         else:
-            saved, ending, used = solve_flow(
+            saved, ending, about["solver"] = solve_flow(
                 slow, state0, times, (t0, t1), solver, rtol=rtol, max_steps=max_steps, progress=progress
             )
-        found = evaluate(named, slow.sde, saved.x, saved.v)
-        history = spectral_history(slow.sde, saved.x, saved.v)
-        rates = None if sde.diffuses else to_numpy(stillness(slow, saved, jnp.asarray(times, precision)))
-        codes = result_codes(slow, ending)
-        codes = codes if rests else np.where(codes == Result.SUCCESS, Result.NOT_STATIONARY, codes)
-        reached = np.isfinite(np.asarray(saved.residual))
-        saved, found, history = _blank_unreached(reached, to_numpy((saved, found, history)))
-        ending = to_numpy(ending)
-        pace = np.array([float(optimizer.pace(t)) for t in times])
+        about |= {} if sde.diffuses else _at_the_end(slow, saved, times, precision)
+        trajectory = record(slow, times, saved, ending, named, about)
+    if not rests:
+        codes = np.where(trajectory.result == Result.SUCCESS, Result.NOT_STATIONARY, trajectory.result)
+        trajectory = dataclasses.replace(trajectory, result=codes)
+    trajectory = repeated(trajectory, paths // trajectory.paths)
+    trajectory.stats["seconds"] = time.perf_counter() - started
+    return finish(trajectory, np.broadcast_to(np.asarray(ending.time), (paths,)), throw)
+
+
+def record(
+    slow: SlowState, times: np.ndarray, saved: Saved, ending: Ending, named: dict[str, Metric], about: dict[str, Any]
+) -> Trajectory:
+    """The trajectory of a solve, with metrics, spectra and how each path ended; `about` are statistics of its start."""
+    sde = slow.sde
+    found = evaluate(named, sde, saved.x, saved.v)
+    history = spectral_history(sde, saved.x, saved.v)
+    codes = result_codes(slow, ending)
+    reached = np.isfinite(np.asarray(saved.residual))
+    saved, found, history = _blank_unreached(reached, to_numpy((saved, found, history)))
     stats = {
         "route": type(sde.loss).__name__,
-        "solver": used,
-        "rank": int(start.rank),
-        "spectrum": np.asarray(start.spectrum)[: int(start.rank)],
-        "start_distance": float(start.distance),
-        **noise_report,
+        **about,
         "residual": saved.residual,
         "ranks": saved.rank,
         "smallest_eigenvalue": saved.smallest,
         "largest_eigenvalue": saved.largest,
         **history,
-        "b1": float(optimizer.b1),
-        "c": float(optimizer.c),
-        "pace": pace,
-        "num_steps": int(np.max(ending.steps)),
+        "b1": float(sde.optimizer.b1),
+        "c": float(sde.optimizer.c),
+        "pace": np.array([float(sde.optimizer.pace(t)) for t in times]),
+        "num_steps": int(np.max(np.asarray(ending.steps))),
     }
-    if rates is not None:
-        stats |= {"speed": float(rates[0][0]), "stillness": float(rates[1][0])}
     metrics = {name: found[name] for name in named}
-    trajectory = Trajectory(times, sde.chart.unravel(saved.x), saved.v, metrics, stats, codes)
-    trajectory = repeated(trajectory, paths // trajectory.paths)
-    trajectory.stats["seconds"] = time.perf_counter() - started
-    return finish(trajectory, np.broadcast_to(ending.time, (paths,)), throw)
+    return Trajectory(times, sde.chart.unravel(saved.x), saved.v, metrics, stats, codes)
+
+
+def _at_the_end(slow: SlowState, saved: Saved, times: np.ndarray, dtype: Any) -> dict[str, float]:
+    speed, still = to_numpy(stillness(slow, saved, jnp.asarray(times, dtype)))
+    return {"speed": float(speed[0]), "stillness": float(still[0])}
 
 
 def check_solver(solver: str, sde: SlowSDE) -> None:
