@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 from manifolds.coordinates import Coordinates, ravel
 from manifolds.precision import in_working_precision
 
-from .problems import AbstractProblem
+from .problems import AbstractProblem, check_leading_axis
 from .slow_sde import SlowSDE
 
 Vector = Float[Array, " p"]
@@ -64,6 +64,30 @@ def distance(params: PyTree) -> Metric:
     return Metric("distance", lambda sde, x, v: jnp.linalg.norm(x - origin))
 
 
+def accuracy(logits: Callable[[PyTree, PyTree], Any], inputs: PyTree, labels: Any) -> Metric:
+    """The share of samples whose largest logit is that of their class, on data kept from training.
+
+    (That of the training data does not change along Γ.) `logits(params, x) -> (K,)`, `inputs` a pytree with leading
+    axis n, `labels` (n,) class numbers; ValueError for others.
+
+    Example:
+        >>> simulate(problem, adam(c=1.0), params0, 1.0, metrics=(accuracy(network, test_images, test_digits),))
+    """
+    classes = np.asarray(labels)
+    if classes.ndim != 1 or not np.issubdtype(classes.dtype, np.integer):
+        raise ValueError(
+            f"labels has shape {classes.shape} and dtype {classes.dtype}; it must be (n,) class numbers. For targets "
+            "(n, K) take their argmax along axis 1."
+        )
+    check_leading_axis((inputs, classes), "inputs and labels")
+
+    def share(sde: SlowSDE, x: Vector, v: PyTree) -> Array:
+        found = jax.vmap(logits, (None, 0))(sde.chart.unravel(x), inputs)
+        return jnp.mean((jnp.argmax(found, axis=-1) == classes).astype(x.dtype))
+
+    return Metric("accuracy", share)
+
+
 def _r_med(sde: SlowSDE, x: Vector, v: PyTree) -> Array:
     diagonal = jnp.abs(sde.loss.hessian_diagonal(x))
     return jnp.max(diagonal) / jnp.median(diagonal)
@@ -104,7 +128,8 @@ def _as_metric(name: Any, entry: Any) -> Metric:
         if entry not in NAMED:
             raise ValueError(
                 f"metrics: {entry!r} is not one of {sorted(NAMED)}; with parameters there are "
-                "metrics.trace_power_diag_hessian(exponent) and metrics.distance(params), or pass {name: fn}."
+                "metrics.trace_power_diag_hessian(exponent), metrics.distance(params) and metrics.accuracy(logits, "
+                "inputs, labels), or pass {name: fn}."
             )
         return NAMED[entry]
     if callable(entry) and isinstance(name, str):

@@ -68,7 +68,8 @@ class AbstractSampledProblem(AbstractProblem):
 
     def loss(self, params: PyTree) -> Float[Array, ""]:
         """L(params) = (1/n) Σ_i datum_loss(params, datum_i)."""
-        return jnp.mean(jax.vmap(self.datum_loss, (None, 0))(params, self.data))
+        data = jax.tree.map(jnp.asarray, self.data)  # NumPy arrays would keep a precision that JAX may not have
+        return jnp.mean(jax.vmap(self.datum_loss, (None, 0))(params, data))
 
     def flat_loss(self, chart: Coordinates, route: str = "auto") -> mf.AbstractLoss:
         return _dense(self.loss, chart, route)
