@@ -39,7 +39,7 @@ def resume(
     throw: bool = True,
     progress: bool | None = None,
 ) -> Trajectory:
-    """Every path of `trajectory`, a run of `simulate`, from its last saved time to t1, with the noise it would have met.
+    """Every path of `trajectory`, a run of `simulate`, from its last saved time to t1, with the noise ahead of it.
 
     Noise belongs to the path and to the slow time of the step, so that with the same key and dt the parts together are
     the run that was not interrupted: to the last bit where its steps are the same (it was saved at the seam), and
