@@ -154,17 +154,23 @@ class PartitionScale(eqx.Module):
 
 
 def _check_fit(labels: PyTree, params: PyTree) -> None:
-    if jax.tree.structure(labels) != jax.tree.structure(params):
+    labelled, wanted = _shapes(labels), _shapes(params)
+    missing, besides = ([name for name in a if name not in b] for a, b in ((wanted, labelled), (labelled, wanted)))
+    if missing or besides or jax.tree.structure(labels) != jax.tree.structure(params):
         raise ValueError(
-            f"blocks must be a pytree like params: it is {jax.tree.structure(labels)}, but params is "
-            f"{jax.tree.structure(params)} (None where a leaf is no array)."
+            "blocks must be a pytree like params, in the same containers (None where a leaf of params is no array): it "
+            f"misses {missing} and has {besides} besides."
         )
-    for (path, found), leaf in zip(jtu.tree_flatten_with_path(labels)[0], jax.tree.leaves(params), strict=True):
-        if found.shape != leaf.shape:
+    for name, shape in wanted.items():
+        if labelled[name] != shape:
             raise ValueError(
-                f"blocks{jtu.keystr(path)} has shape {found.shape}, but that leaf of params has shape {leaf.shape}: "
-                "every parameter needs one label."
+                f"blocks{name} has shape {labelled[name]}, but that leaf of params has shape {shape}: every parameter "
+                "needs one label."
             )
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {jtu.keystr(path): leaf.shape for path, leaf in jtu.tree_flatten_with_path(tree)[0]}
 
 
 def checked_eps(eps: Any) -> Any:

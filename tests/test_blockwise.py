@@ -127,8 +127,8 @@ def good_labels() -> Any:
 
 
 BAD_PARTITIONS = {
-    "misses a leaf": ({"a": np.array([0, 0]), "w": np.array([[1, 1], [2, 2]])}, "pytree like params"),
-    "doubles a leaf": ({**good_labels(), "z": np.array([0])}, "pytree like params"),
+    "misses a leaf": ({"a": np.array([0, 0]), "w": np.array([[1, 1], [2, 2]])}, r"misses \[\"\['b'\]\"\]"),
+    "doubles a leaf": ({**good_labels(), "z": np.array([0])}, r"has \[\"\['z'\]\"\] besides"),
     "misses a parameter": ({**good_labels(), "b": np.array([1])}, r"blocks\['b'\] has shape \(1,\)"),
     "doubles a parameter": ({**good_labels(), "b": np.array([1, 1, 1])}, r"blocks\['b'\] has shape \(3,\)"),
     "not integer": ({**good_labels(), "b": np.array([1.0, 1.0])}, r"blocks\['b'\] holds float64"),
