@@ -228,6 +228,45 @@ def test_table_and_figure_tell_the_order(sgd_study: ss.ConvergenceStudy) -> None
     plt.close("all")
 
 
+@pytest.mark.slow
+def test_rmsprop_approaches_its_slow_flow_at_order_one() -> None:
+    """256, 512 and 1024 runs, so that every error is beyond 15 standard errors."""
+    problem = diagonal_network(ss.LabelNoise(1.0))
+    found = ss.convergence_study(
+        problem,
+        ss.rmsprop(c=2.0, eps=0.05),
+        ss.to_manifold(problem, START),
+        0.2,
+        lrs=(0.04, 0.02, 0.01),
+        paths=(256, 512, 1024),
+        observables=OBSERVABLES,
+    )
+    print(found.table())
+    for name in OBSERVABLES:
+        low, high = found.order_interval[name]
+        assert 0.85 < low < 1.03 < high + 0.05 < 1.2
+
+
+@pytest.mark.slow
+def test_adam_with_momentum_approaches_its_slow_flow_faster_than_at_order_one() -> None:
+    """At β1 = 0.9 the term of second order, that of the momentum, dominates at these rates, and has the other sign."""
+    problem = diagonal_network(ss.LabelNoise(1.0))
+    found = ss.convergence_study(
+        problem,
+        ss.adam(c=2.0, eps=0.05),
+        ss.to_manifold(problem, START),
+        0.2,
+        lrs=(0.04, 0.028, 0.02),
+        paths=(1024, 2048, 4096),
+        observables=OBSERVABLES,
+    )
+    print(found.table())
+    for name in OBSERVABLES:
+        low, high = found.order_interval[name]
+        assert 1.0 < low < 2 < high + 0.1
+        assert np.all(found.errors[name] > 0)
+
+
 def test_a_flow_twice_as_fast_is_not_approached() -> None:
     """The mutant −α/2 in place of −α/4: the error goes to a constant, so that its order is 0."""
     start = ss.to_manifold(diagonal_network(ss.LabelNoise(1.0)), START)

@@ -105,7 +105,7 @@ def test_bad_resumptions_are_refused_by_name(half: ss.Trajectory) -> None:
 def increments(grid: np.ndarray, dt: float, path: int = 0, stride: int = 1, size: int = 3) -> np.ndarray:
     with jax.enable_x64(True):
         knots = jnp.asarray(grid)
-        brownian = StepBrownianPath(knots, step_keys(KEY, grid, dt), jnp.asarray(path), size, stride)
+        brownian = StepBrownianPath(knots, step_keys(KEY, grid, dt), path, size, stride)
         coarse = knots[::stride]
         return np.asarray(jax.jit(jax.vmap(brownian.evaluate))(coarse[:-1], coarse[1:]))
 

@@ -25,7 +25,7 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
 
     grid: Float[Array, " knots"]
     keys: PRNGKeyArray
-    path: Int[Array, ""]
+    path: Int[Array, ""] | int
     size: int = eqx.field(static=True)
     stride: int = eqx.field(static=True, default=1)
     levy_area: Any = eqx.field(static=True, default=dfx.BrownianIncrement)
