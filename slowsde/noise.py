@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from manifolds.coordinates import Coordinates, ravel
 from manifolds.precision import in_working_precision, is_traced
@@ -82,8 +82,9 @@ class LabelNoise(AbstractNoise):
         check_batch_size(batch_size, optional=True)
         if kind not in ("rademacher", "normal"):
             raise ValueError(f"kind={kind!r} is not 'rademacher' or 'normal'.")
+        unchecked = std is None or is_traced(std)
+        self.std = std if unchecked else _deviations(std)
         self.shape = () if std is None else np.shape(std)
-        self.std = std if std is None or is_traced(std) else _deviations(std)
         self.batch_size = batch_size
         self.kind = kind
 
@@ -246,7 +247,7 @@ class SampledNoise(AbstractNoise):
     sample: Callable[[PyTree, PRNGKeyArray], PyTree]
     draws: int = eqx.field(static=True)
     rank: int | None = eqx.field(static=True)
-    seed: int = eqx.field(static=True)
+    seed: Int[Any, ""]
 
     def __init__(
         self, sample: Callable[[PyTree, PRNGKeyArray], PyTree], draws: int = 256, rank: int | None = None, seed: int = 0
@@ -259,7 +260,8 @@ class SampledNoise(AbstractNoise):
             raise ValueError(f"rank={rank!r} must be an integer from 1 to draws={draws}, or None.")
         if not _is_integer(seed):
             raise ValueError(f"seed={seed!r} must be an integer.")
-        self.sample, self.draws, self.rank, self.seed = sample, int(draws), rank, int(seed)
+        self.sample, self.draws, self.rank = sample, int(draws), rank
+        self.seed = np.asarray(seed)  # an array, so that compiled code serves every seed
 
     def gradients(self, chart: Coordinates, x: Vector) -> Float[Array, "N p"]:
         """The N gradients at the fixed keys."""
@@ -271,8 +273,10 @@ class SampledNoise(AbstractNoise):
         columns = (gradients - jnp.mean(gradients, axis=0)).T / np.sqrt(self.draws - 1)
         if self.rank is None:
             return columns
-        _, axes = jnp.linalg.eigh(columns.T @ columns)
-        return columns @ axes[:, -self.rank :]
+        if chart.size > self.draws:  # through the smaller of the two Gram matrices
+            return columns @ jnp.linalg.eigh(columns.T @ columns)[1][:, -self.rank :]
+        values, axes = jnp.linalg.eigh(columns @ columns.T)
+        return (axes * jnp.sqrt(jnp.maximum(values, 0)))[:, -self.rank :]
 
     def gradient(self, problem: AbstractProblem, chart: Coordinates, x: Vector, key: PRNGKeyArray) -> Vector:
         return self._draw(chart, x, key)
