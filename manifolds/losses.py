@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .coordinates import Coordinates
 from .metrics import AbstractMetric
-from .normal_space import AbstractNormalSpace, DenseNormalSpace, KernelNormalSpace
+from .normal_space import AbstractNormalSpace, Constraints, DenseNormalSpace, KernelNormalSpace
 
 Vector = Float[Array, " p"]
 CHUNK = 64  # third-derivative products evaluated together: bounds memory without costing speed
@@ -72,6 +72,15 @@ class AbstractLoss(eqx.Module):
     @abc.abstractmethod
     def metric_curvature(self, x: Vector, metric: AbstractMetric) -> Vector:
         """diag of a positive semi-definite model of ∇²⟨∇²L(x), S⟩, S held fixed: how stiff the flow of T[S] is."""
+
+    def constraints(self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None) -> Any:
+        """The normal space at x for steps along Γ only: its `project_gradient`, and what `newton_step` asks of it."""
+        return self.normal_space(x, metric, rank)
+
+    @abc.abstractmethod
+    def constraint_curvature(self, x: Vector, normal: Any, gradient: Vector) -> Vector:
+        """An estimate of diag Σ_i μ_i ∇²r_i, the curvature of Γ that a force holds against: Jᵀμ is the normal part of
+        `gradient`. A function F with that gradient has the Hessian ∇²F − Σ_i μ_i ∇²r_i along Γ."""
 
     @abc.abstractmethod
     def normal_bending(self, x: Vector, normal: AbstractNormalSpace, tangent: Float[Array, "p k"]) -> Vector:
@@ -146,6 +155,11 @@ class ScalarLoss(AbstractLoss):
         signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
         return jnp.abs(signs * jax.jvp(lambda y: self.contract_metric(y, metric), (x,), (signs,))[1])
 
+    def constraint_curvature(self, x: Vector, normal: Any, gradient: Vector) -> Vector:
+        # The constraints are ∇L = 0, with multipliers (H')⁺ in the metric S: ∇³L[S^½(H')⁺S^½ g, ·].
+        signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
+        return signs * self.contract_factors(x, normal.solve(gradient)[:, None], signs[:, None])
+
     def normal_bending(self, x: Vector, normal: AbstractNormalSpace, tangent: Float[Array, "p k"]) -> Vector:
         return normal.solve(self.contract_factors(x, tangent, tangent))
 
@@ -211,7 +225,7 @@ class LeastSquaresLoss(AbstractLoss):
         return KernelNormalSpace(self.jacobian(x), metric, rank)
 
     def newton_step(self, x: Vector, normal: AbstractNormalSpace) -> Vector:
-        assert isinstance(normal, KernelNormalSpace)
+        assert isinstance(normal, KernelNormalSpace | Constraints)
         return normal.solve_residual(self.residuals(x))
 
     def damped_solver(self, x: Vector, metric: AbstractMetric, h: Float[Array, ""]) -> Callable[[Vector], Vector]:
@@ -244,6 +258,14 @@ class LeastSquaresLoss(AbstractLoss):
         # random sign vector estimates (exactly where the R_i are diagonal).
         signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
         return 2 * jnp.sum(jax.jvp(self.jacobian, (x,), (metric.sqrt(signs),))[1] ** 2, axis=0)
+
+    def constraints(self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None) -> Constraints:
+        return Constraints(self.jacobian(x), metric)
+
+    def constraint_curvature(self, x: Vector, normal: Any, gradient: Vector) -> Vector:
+        multipliers = normal.multipliers(gradient)
+        signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
+        return signs * jax.jvp(jax.grad(lambda y: multipliers @ self.residuals(y)), (x,), (signs,))[1]
 
     def normal_bending(self, x: Vector, normal: AbstractNormalSpace, tangent: Float[Array, "p k"]) -> Vector:
         # With J t = 0 only the second derivative of the predictions is left: S Jᵀ(J S Jᵀ)⁺ Σ_k D²r[t_k, t_k].

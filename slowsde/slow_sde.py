@@ -96,10 +96,16 @@ class SlowSDE(eqx.Module):
             return gradient
         return gradient + metric.inv_sqrt(metric.inv_sqrt(pace * self.optimizer.decay(self.chart) * x))
 
-    def damped_metric(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> mf.AbstractMetric:
-        """(S⁻¹ + hG)⁻¹ with G a diagonal model of ∇²(α/4)s²⟨H, S⟩: the metric of an implicit step of length h."""
+    def damped_metric(
+        self, x: Vector, metric: mf.AbstractMetric, gradient: Vector, t: Any, h: Array
+    ) -> mf.AbstractMetric:
+        """(S⁻¹ + hG)⁻¹ with G ≥ 0 a diagonal model of the Hessian of (α/4)s²⟨H, S⟩ along Γ: the metric of an implicit
+        step of length h. `gradient` is that of the same function."""
         scale = self._noise.hessian_scale(self.problem) * self.optimizer.pace(t) ** 2
-        damped = metric.damped(h * scale * second_order.sharpness_curvature(self.loss, x, metric))
+        curvature = scale * second_order.sharpness_curvature(self.loss, x, metric)
+        normal = self.loss.constraints(x, metric, self.rank)
+        curvature = jnp.maximum(curvature - self.loss.constraint_curvature(x, normal, gradient), 0)
+        damped = metric.damped(h * curvature)
         assert damped is not None
         return damped
 

@@ -50,4 +50,4 @@ class ReturningSolver(dfx.AbstractAdaptiveSolver):
         if self.end is not None:
             crawling = jnp.where(self.end - t1 > TOO_MANY * (t1 - t0), crawling + 1, 0)
             result = RESULTS.where(crawling > PERSISTENT, RESULTS.stagnation, result)
-        return y1, scaled_error(error, y0, y1, self.rtol, regular), dense_info, (inner, crawling), result
+        return y1, scaled_error(self.slow, error, y0, y1, self.rtol, regular), dense_info, (inner, crawling), result

@@ -38,23 +38,41 @@ class SlowState(eqx.Module):
         return (jnp.where(regular, found.point, x), v), regular
 
 
-def scaled_error(error: Any, y0: State, y1: State, rtol: Any, regular: Bool[Array, ""]) -> State:
+def scaled_error(slow: SlowState, error: Any, y0: State, y1: State, rtol: Any, regular: Bool[Array, ""]) -> State:
     """Local errors in units of what `rtol` allows, infinite where the step did not end at a regular point of Γ.
 
-    For ζ that is rtol·(|ζ_i| + rms ζ). The state v has the units of a squared gradient and acts through √v, so that
-    √v_i is allowed rtol·(√v_i + rms √v): v_i itself 2 √v_i times that.
+    For ζ the unit is rtol·(|ξ_i| + rms ξ) with ξ = S⁻¹ζ: for Adam S⁻¹ is about (αH_ii)^½, so that S⁻¹δζ is what an
+    error does to the predictions. A coordinate that is driven to zero vanishes like a root, ξ ∝ ζ_i², and would
+    otherwise be followed to no purpose; ζ_i itself is held to √rtol. The state v has the units of a squared gradient
+    and acts through √v, so that √v_i is allowed rtol·(√v_i + rms √v): v_i itself 2 √v_i times that.
     """
 
-    def scale(scaled: Array, before: Array, after: Array, root: bool) -> Array:
-        size = jnp.maximum(jnp.abs(before), jnp.abs(after))
-        size = jnp.sqrt(size) if root else size
-        allowed = rtol * (size + jnp.sqrt(jnp.mean(size**2)))
-        allowed = allowed * (2 * size + allowed) if root else allowed
-        return jnp.where(regular & jnp.isfinite(scaled), scaled / (allowed + jnp.finfo(allowed.dtype).tiny), jnp.inf)
+    def lower(z: Array) -> Array:
+        return metric.inv_sqrt(metric.inv_sqrt(z))
 
+    metric = slow.sde.metric(slow.v(y1))
     (x_error, v_error), (x0, v0), (x1, v1) = error, y0, y1
-    states = jax.tree.map(lambda e, a, b: scale(e, a, b, True), v_error, v0, v1)
-    return scale(x_error, x0, x1, False), states
+    fine = x_error_ratio(lower(x_error), lower(x0), lower(x1), rtol)
+    coarse = x_error_ratio(x_error, x0, x1, jnp.sqrt(rtol))
+    x_ratio = jnp.maximum(fine, coarse)
+
+    def v_ratio(e: Array, before: Array, after: Array) -> Array:
+        size = jnp.sqrt(jnp.maximum(jnp.abs(before), jnp.abs(after)))
+        allowed = rtol * (size + _rms(size))
+        return jnp.abs(e) / (allowed * (2 * size + allowed) + jnp.finfo(e.dtype).tiny)
+
+    ratios = x_ratio, jax.tree.map(v_ratio, v_error, v0, v1)
+    return jax.tree.map(lambda ratio: jnp.where(regular & jnp.isfinite(ratio), ratio, jnp.inf), ratios)
+
+
+def x_error_ratio(error: Array, before: Array, after: Array, rtol: Any) -> Array:
+    """|error_i| over rtol·(|x_i| + rms x)."""
+    size = jnp.maximum(jnp.abs(before), jnp.abs(after))
+    return jnp.abs(error) / (rtol * (size + _rms(size)) + jnp.finfo(error.dtype).tiny)
+
+
+def _rms(x: Array) -> Array:
+    return jnp.sqrt(jnp.mean(x**2))
 
 
 def _or_none(v: PyTree) -> PyTree:
