@@ -178,7 +178,7 @@ def strong_orders(paths: int) -> list[Row]:
         run = ss.weak_estimate(
             problem, ss.sgd(), np.array([1.0, 0.0]), T, dt=T / 8, levels=5, paths=paths, observables=coordinates
         )
-        squares = sum(np.diff(run.values[axis], axis=0) ** 2 for axis in coordinates)
+        squares = np.sum([np.diff(run.values[axis], axis=0) ** 2 for axis in coordinates], axis=0)
         errors = np.sqrt(squares.mean(axis=1))
         covariance = np.cov(squares) / paths / (4 * np.outer(errors, errors))
         rows.append(row(f"strong, circle, {name}", run.dts[:-1], errors, covariance))
@@ -232,7 +232,7 @@ def panel(ax: Any, rows: list[Row], slopes: dict[float, str], xlabel: str) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer paths and steps, wider intervals")
     parser.add_argument("--figure", type=Path, default=Path(__file__).parents[1] / "docs" / "orders.png")
     options = parser.parse_args()

@@ -133,7 +133,7 @@ def scan(step: Step, x0: Any, v0: Any, keys: Any, h: float, columns: int, paths:
         def path(index: Any) -> Any:
             def body(state: Any, key: Any) -> Any:
                 dW = jnp.sqrt(h) * jr.normal(jr.fold_in(key, index), (columns,), x0.dtype)
-                return step(*state, h, dW), None
+                return step(state[0], state[1], h, dW), None
 
             return jax.lax.scan(body, (x0, v0), keys)[0]
 
@@ -193,7 +193,7 @@ def report(name: str, case: Any, make_step: Any, paths: int, steps: int, saves: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="fewer sizes and repeats")
     options = parser.parse_args()

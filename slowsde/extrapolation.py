@@ -165,25 +165,31 @@ def estimate_of_samples(samples: dict[str, Float[np.ndarray, "L paths"]], t1: fl
     """The estimate from f(ζ(t1)) at each level and path."""
     weights = richardson_weights(dts)
     lower = np.concatenate([[0.0], richardson_weights(dts[1:])])
-    table = {name: _combine(values, weights, lower) for name, values in samples.items()}
-    columns = [{name: row[k] for name, row in table.items()} for k in range(7)]
-    return WeakEstimate(t1, dts, next(iter(samples.values())).shape[1], *columns, samples)
-
-
-def _combine(values: np.ndarray, weights: np.ndarray, lower: np.ndarray) -> tuple[Any, ...]:
-    root = np.sqrt(values.shape[1])
-    best, gap = weights @ values, (weights - lower) @ values
-    variances = values.var(axis=1, ddof=1)
-    independent = weights**2 @ variances
-    return (
-        float(best.mean()),
-        float(best.std(ddof=1) / root),
-        values.mean(axis=1),
-        np.sqrt(variances) / root,
-        float(gap.mean()),
-        float(gap.std(ddof=1) / root),
-        float(best.var(ddof=1) / independent) if independent > 0 else np.nan,
+    best = {name: weights @ values for name, values in samples.items()}
+    gap = {name: (weights - lower) @ values for name, values in samples.items()}
+    spread = {name: values.std(axis=1, ddof=1) for name, values in samples.items()}
+    paths = next(iter(best.values())).size
+    return WeakEstimate(
+        t1=t1,
+        dts=dts,
+        paths=paths,
+        estimate={name: float(f.mean()) for name, f in best.items()},
+        standard_error={name: _standard_error(f) for name, f in best.items()},
+        plain={name: values.mean(axis=1) for name, values in samples.items()},
+        plain_error={name: each / np.sqrt(paths) for name, each in spread.items()},
+        difference={name: float(f.mean()) for name, f in gap.items()},
+        difference_error={name: _standard_error(f) for name, f in gap.items()},
+        variance_ratio={name: _ratio(f.var(ddof=1), weights**2 @ spread[name] ** 2) for name, f in best.items()},
+        values=samples,
     )
+
+
+def _standard_error(f: Float[np.ndarray, " paths"]) -> float:
+    return float(f.std(ddof=1) / np.sqrt(f.size))
+
+
+def _ratio(variance: float, independent: float) -> float:
+    return float(variance / independent) if independent > 0 else float("nan")
 
 
 def richardson_weights(dts: Float[np.ndarray, " L"]) -> Float[np.ndarray, " L"]:

@@ -72,7 +72,7 @@ def resume(
         return simulate(problem, optimizer, first, t1, t0=t0, v0=v0, paths=paths, solver=solver, **shared)
     times = checks.save_times(save_at, t0, t1)
     step = check_step(stats["dt"] if dt is None else dt, t0, t1)
-    key = jr.wrap_key_data(np.asarray(stats["key"], np.uint32)) if key is None else checks.check_key(key)
+    key = jr.wrap_key_data(jnp.asarray(stats["key"], jnp.uint32)) if key is None else checks.check_key(key)
     named = as_metrics(metrics)
     with working_precision(dtype) as precision:
         problem, optimizer, first, ends, v = cast((problem, optimizer, first, ends, v), precision)

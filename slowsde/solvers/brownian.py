@@ -27,8 +27,14 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
     keys: PRNGKeyArray
     path: Int[Array, ""] | int
     size: int = eqx.field(static=True)
-    stride: int = eqx.field(static=True, default=1)
-    levy_area: Any = eqx.field(static=True, default=dfx.BrownianIncrement)
+    stride: int = eqx.field(static=True)
+    levy_area: Any = eqx.field(static=True)
+
+    def __init__(
+        self, grid: Float[Array, " knots"], keys: PRNGKeyArray, path: Int[Array, ""] | int, size: int, stride: int = 1
+    ):
+        self.grid, self.keys, self.path, self.size, self.stride = grid, keys, path, size, stride
+        self.levy_area = dfx.BrownianIncrement
 
     @property
     def t0(self) -> Array:
