@@ -204,31 +204,28 @@ def rate_orders(quick: bool) -> list[Row]:
     return rows
 
 
-STYLES = [("o", "0.0"), ("s", "#0072b2"), ("^", "#d55e00"), ("D", "0.45"), ("v", "#009e73"), ("P", "#cc79a7")]
+MARKERS = "os^DvP"
+GREYS = ("0.0", "0.0", "0.35", "0.35", "0.6", "0.6")
 
 
-def panel(ax: Any, rows: list[Row], slopes: dict[float, str], xlabel: str) -> None:
-    """Errors with 2 s.e. and fitted lines in six markers and greys; reference slopes as broken grey lines."""
-    for (name, h, errors, spread, fit), (marker, colour) in zip(rows, STYLES, strict=False):
+def panel(ax: Any, rows: list[Row], slopes: tuple[float, ...], corner: tuple[float, float], length: float) -> None:
+    """Errors with 2 s.e. and fitted lines; a fan of reference slopes from `corner` over `length` in the abscissa."""
+    for (name, h, errors, spread, fit), marker, grey in zip(rows, MARKERS, GREYS, strict=False):
         size = np.abs(errors)
         order = "no order" if fit.refusal else f"{fit.order:.2f} ({fit.interval[0]:.2f}, {fit.interval[1]:.2f})"
         lower = np.minimum(2 * spread, 0.9 * size)
-        ax.errorbar(
-            h, size, [lower, 2 * spread], fmt=marker, color=colour, markersize=5, capsize=2, label=f"{name}: {order}"
-        )
+        style: dict[str, Any] = {"color": grey, "markersize": 6, "capsize": 2, "label": f"{name}: {order}"}
+        style["markerfacecolor"] = "white" if marker in "s D P" else grey
+        ax.errorbar(h, size, [lower, 2 * spread], fmt=marker, **style)
         if not fit.refusal:
             line = np.array([h.min(), h.max()])
-            ax.plot(line, fit.centre[1] * (line / fit.centre[0]) ** fit.order, color=colour, linewidth=1)
-    ax.set(xscale="log", yscale="log", xlabel=xlabel)
-    low, high = ax.get_xlim()
-    bottom, top = ax.get_ylim()
-    x = np.array([low, high])
-    for slope, dashes in slopes.items():
-        ax.plot(x, np.sqrt(bottom * top) * (x / np.sqrt(low * high)) ** slope, color="0.6", linestyle=dashes, zorder=0)
-        ax.annotate(f"slope {slope:g}", (high, np.sqrt(bottom * top) * (high / low) ** (slope / 2)), color="0.4",
-                    ha="right", va="bottom", fontsize="small")  # fmt: skip
-    ax.set(xlim=(low, high), ylim=(bottom, top))
-    ax.legend(fontsize="x-small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), title="order (95 %)")
+            ax.plot(line, fit.centre[1] * (line / fit.centre[0]) ** fit.order, color=grey, linewidth=1, zorder=1)
+    for slope in slopes:
+        x, y = corner[0] * np.array([1, length]), corner[1] * np.array([1, length**slope])
+        ax.plot(x, y, color="0.5", linestyle="--", linewidth=1)
+        ax.annotate(f" slope {slope:g}", (x[1], y[1]), color="0.3", va="center", fontsize="small")
+    ax.set(xscale="log", yscale="log")
+    ax.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), title="order (95 %)")
 
 
 def main() -> None:
@@ -247,12 +244,15 @@ def main() -> None:
     show("strong error in the step, between coupled paths of h and h/2", strong, "h")
     rates = rate_orders(quick)
     show("weak error in the learning rate, label noise, discrete − slow at t = 0.2", rates, "η")
-    figure, axes = plt.subplots(1, 2, figsize=(10, 6.4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 6), layout="constrained")
     shown = [steps[0], steps[2], curved[0], curved[1], *strong]
-    panel(axes[0], shown, {0.5: ":", 1: "--", 2: "-."}, "step  h")
-    panel(axes[1], rates, {1: "--", 2: "-."}, r"learning rate  $\eta$")
-    axes[0].set(ylabel="|error|", title="Euler steps of the slow SDE")
-    axes[1].set(title="discrete runs against the slow SDE")
+    panel(axes[0], shown, (0.5, 1, 2), (3e-4, 3e-3), 4.0)
+    panel(axes[1], rates[::2], (1, 2), (0.011, 0.16), 1.8)
+    axes[0].set(xlabel="step  h", ylabel="|error|", title="Euler steps of the slow SDE")
+    axes[1].set(xlabel=r"learning rate  $\eta$", title="discrete runs against the slow SDE")
+    ticks = [0.01, 0.02, 0.04, 0.08]
+    axes[1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes[1].tick_params(axis="x", which="minor", labelbottom=False)
     figure.savefig(options.figure, dpi=130)
     print(f"\n{options.figure}, {time.perf_counter() - begun:.0f} s")
 

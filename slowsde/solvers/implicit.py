@@ -17,10 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from manifolds.return_map import gauss_newton_return
-
 from .state import SlowState, State, scaled_error
-
 
 RETURNS = 2  # Gauss–Newton steps back to Γ after a substep; whole steps return to rounding
 
