@@ -149,24 +149,19 @@ def test_noise_of_different_labels_is_normal_to_the_manifold(start: Any, geometr
 
 def test_discrete_runs_of_different_labels_approach_the_slow_ode(start: Any) -> None:
     """256 runs each; the gap falls to 3 % or 4 s.e. A flow with the mean variance is more than 10 s.e. off."""
-    std = np.array([0.2, 1.5])
+    std, options = np.array([0.2, 1.5]), {"save_at": 3, "metrics": ("trace_hessian",)}
     problem = regression(ss.LabelNoise(std, batch_size=1))
-    metrics = ("trace_hessian",)
-    slow = ss.simulate(problem, ADAM, start, 0.4, save_at=3, metrics=metrics)
-    even = regression(ss.LabelNoise(float(np.sqrt(np.mean(std**2))), batch_size=1))
-    mutant = ss.simulate(even, ADAM, start, 0.4, save_at=3, metrics=metrics)
+    even = np.sqrt(np.mean(std**2)) * np.array([1, 1 + 1e-12])  # still an array, for the same compiled code
+    slow = ss.simulate(problem, ADAM, start, 0.4, **options)
+    mutant = ss.simulate(regression(ss.LabelNoise(even, batch_size=1)), ADAM, start, 0.4, **options)
     assert slow.stats["solver"] == "tsit5"
-    runs = [
-        ss.run_discrete(problem, ADAM, start, 0.4, lr=lr, paths=256, save_at=3, metrics=metrics) for lr in (0.06, 0.015)
-    ]
+    runs = [ss.run_discrete(problem, ADAM, start, 0.4, lr=lr, paths=256, **options) for lr in (0.06, 0.015)]
     compared = [ss.compare(slow, run) for run in runs]
     gaps = [abs(c.gap["trace_hessian"][-1]) for c in compared]
     errors = [c.standard_error["trace_hessian"][-1] for c in compared]
     assert gaps[1] < gaps[0] + 4 * np.hypot(*errors)
     assert gaps[1] < 0.03 * np.ptp(slow.metrics["trace_hessian"]) + 4 * errors[1]
     assert abs(ss.compare(mutant, runs[1]).gap["trace_hessian"][-1]) > 10 * errors[1]
-    ratios = ss.validity(problem, ADAM, slow, lr=0.015).ratios
-    assert all(np.all(np.isfinite(ratio)) for ratio in ratios.values())
 
 
 def test_unfit_standard_deviations(start: Any) -> None:
@@ -193,7 +188,7 @@ def disagreeing(x: Any, z: Any) -> Any:
 
 
 def test_minibatch_noise_of_samples_that_disagree() -> None:
-    """Covariance, coefficients and runs of RMSProp; dy = −¼ S_x S_y Σ_xx (ln h)' dt + ..., h = 1 + ½ sin y."""
+    """Covariance and coefficients in closed form: dy = −¼ S_x S_y Σ_xx (ln h)' dt + ..., h = 1 + ½ sin y."""
     y = 0.3
     problem = ss.EmpiricalRisk(disagreeing, DATA, ss.MinibatchNoise(3))
     gradients = np.stack([DATA[:, 0], 0.2 * np.cos(y) * DATA[:, 1]], axis=1)
@@ -213,6 +208,13 @@ def test_minibatch_noise_of_samples_that_disagree() -> None:
     np.testing.assert_allclose(
         found.diffusion @ found.diffusion.T, np.diag([0, s[1] ** 2 * covariance[1, 1]]), atol=1e-12
     )
+
+
+@pytest.mark.slow
+def test_runs_with_minibatches_of_samples_that_disagree() -> None:
+    """1024 runs of RMSProp against as many slow paths: first two moments within 4 s.e. and 0.01."""
+    y, point = 0.3, np.array([0.0, 0.3])
+    problem = ss.EmpiricalRisk(disagreeing, DATA, ss.MinibatchNoise(3))
     options: dict[str, Any] = {"paths": 1024, "save_at": 2, "metrics": {"y": lambda x: x[1], "y²": lambda x: x[1] ** 2}}
     optimizer = ss.rmsprop(c=1.0, eps=EPS)
     slow = ss.simulate(problem, optimizer, point, 0.3, dt=0.01, **options)
@@ -301,23 +303,26 @@ def test_leading_components_of_a_sampled_covariance(start: Any, geometry: Any) -
 
 
 def test_coefficients_of_a_sampler_are_those_of_its_factor_to_the_reported_error(start: Any) -> None:
-    """20 000 draws: drift and diffusion within four times the reported 2 to 3 % of Σ; a noise 20 % too large is not."""
-    sampler = ss.SampledNoise(gaussian_sampler, 20_000, rank=12)
+    """4000 draws: drift and diffusion within four times the reported 6 % of Σ; a noise 60 % larger is not."""
+    sampler = ss.SampledNoise(gaussian_sampler, 4000, rank=12)
     optimizer = ss.adam(c=1.0, eps=0.3)
     reported = float(sampler.error(regression(), start)["noise_covariance_error"])
+    with jax.enable_x64(True):
+        root = np.asarray(true_factor(jnp.asarray(ravel(start))))
+    found, right, wrong = (
+        ss.coefficients(regression(noise), optimizer, start, V)
+        for noise in (sampler, ss.GaussianNoise(root), ss.GaussianNoise(np.sqrt(1.6) * root))
+    )
 
-    def distances(scale: float) -> tuple[float, float]:
-        exact = regression(ss.GaussianNoise(lambda p: scale * true_factor(ravel(p))))
-        a, b = (ss.coefficients(problem, optimizer, start, V) for problem in (exact, regression(sampler)))
-        spread = [found.diffusion @ found.diffusion.T for found in (a, b)]
-        drift = [ravel(found.drift) for found in (a, b)]
-        return tuple(np.linalg.norm(x - y) / np.linalg.norm(x) for x, y in (spread, drift))
+    def distances(exact: Any) -> list[float]:
+        pairs = [(ravel(c.drift), c.diffusion @ c.diffusion.T) for c in (exact, found)]
+        return [float(np.linalg.norm(a - b) / np.linalg.norm(a)) for a, b in zip(*pairs, strict=True)]
 
-    assert 0.01 < reported < 0.04
-    assert max(distances(1.0)) < 4 * reported
-    assert min(distances(np.sqrt(1.25))) > 4 * reported
+    assert 0.03 < reported < 0.08
+    assert max(distances(right)) < 4 * reported < min(distances(wrong))
 
 
+@pytest.mark.slow
 def test_a_run_with_sampled_noise_tells_its_error(start: Any) -> None:
     sampled = regression(ss.SampledNoise(gaussian_sampler, 100, rank=12))
     run = ss.simulate(sampled, ss.sgd(), start, 0.05, paths=2, save_at=2, dt=0.025)
