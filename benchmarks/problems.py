@@ -108,3 +108,36 @@ def diagonal_network() -> tuple[ss.LeastSquares, dict[str, np.ndarray]]:
     problem = ss.LeastSquares(lambda p, z: z @ (p["u"] ** 2 - p["v"] ** 2), inputs, targets, ss.LabelNoise(1.0))
     guess = {"u": np.array([1.0, 0.9, 0.6]), "v": np.array([0.3, 0.5, 0.8])}
     return problem, ss.to_manifold(problem, guess)
+
+
+def sparse_network() -> tuple[ss.LeastSquares, dict[str, np.ndarray]]:
+    """f(z) = ⟨z, u² − v²⟩ with d = 100 on 50 samples of a truth of five weights ±1, fresh noise on every label (α =
+    0.005), and a start on Γ that training reaches early. The end of Adam is the truth, Σ|θ_i| = 5."""
+    rng = np.random.default_rng(0)
+    inputs, truth = rng.choice([-1.0, 1.0], size=(50, 100)), np.zeros(100)
+    truth[rng.choice(100, 5, replace=False)] = rng.choice([-1.0, 1.0], 5)
+    problem = ss.LeastSquares(
+        lambda p, z: z @ (p["u"] ** 2 - p["v"] ** 2), inputs, inputs @ truth, ss.LabelNoise(0.5)
+    )
+    return problem, ss.to_manifold(problem, {"u": np.full(100, 0.3), "v": np.full(100, 0.3)})
+
+
+def mlp() -> tuple[ss.LeastSquares, dict[str, Any]]:
+    """A tanh network 8-32-32-1 (p = 1377) on 40 random samples, label noise of one sample a step, a start on Γ."""
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(40, 8)), rng.normal(size=40)
+    params = {
+        "w1": rng.normal(size=(8, 32)) / 8**0.5,
+        "b1": np.zeros(32),
+        "w2": rng.normal(size=(32, 32)) / 32**0.5,
+        "b2": np.zeros(32),
+        "w3": rng.normal(size=32) / 32**0.5,
+        "b3": np.zeros(1),
+    }
+
+    def predict(p: Any, z: Any) -> Any:
+        hidden = jnp.tanh(z @ p["w1"] + p["b1"])
+        return jnp.tanh(hidden @ p["w2"] + p["b2"]) @ p["w3"] + p["b3"][0]
+
+    problem = ss.LeastSquares(predict, inputs, targets, ss.LabelNoise(0.3, batch_size=1))
+    return problem, ss.to_manifold(problem, params)

@@ -15,5 +15,6 @@ from .resume import resume
 from .shampoo import shampoo
 from .slow_sde import SlowSDE
 from .start import to_manifold
+from .stationary import StationaryPoint, stationary_point
 from .trajectory import Result, RunError, Trajectory, load
 from .trust import Validity, validity

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -82,9 +83,8 @@ def simulate(
 
     Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds route, solver, rank and spectrum of H' at the
         start, start_distance |Φ(params0) − params0|, num_steps, seconds, speed |dζ/dt|_{S⁻¹} and stillness at the end
-        (without diffusion), and for every saved time (paths, T) the
-        residual on Γ, the ranks, the smallest_eigenvalue and largest_eigenvalue of H', and what `validity` needs
-        besides: mean_relaxation, sampling_eigenvalue, b1, c.
+        (without diffusion), and for every saved time (paths, T) the residual on Γ, the ranks, the smallest_eigenvalue
+        and largest_eigenvalue of H', and what `validity` needs besides: mean_relaxation, sampling_eigenvalue, b1, c.
     Raises: ValueError on bad input, before any long computation; `RunError` with the slow time at which a path left Γ,
         lost rank or turned non-finite.
 
@@ -116,6 +116,8 @@ def simulate(
             rest = solve_to_rest(slow, state0, t0, solver, rtol=rtol, tol=tol, max_steps=max_steps)
             rests, t1 = not bool(rest.too_long[0]), float(rest.time[0])
             times = graded_times(t0, t1, times.size)
+        else:
+            rest = None
         about = {
             "rank": int(start.rank),
             "spectrum": np.asarray(start.spectrum)[: int(start.rank)],
@@ -130,6 +132,8 @@ def simulate(
             saved, ending, about["solver"] = solve_flow(
                 slow, state0, times, (t0, t1), solver, rtol=rtol, max_steps=max_steps, progress=progress
             )
+        if rest is not None:
+            saved = _with_last(slow, saved, rest)
         about |= {} if sde.diffuses else _at_the_end(slow, saved, times, precision)
         trajectory = record(slow, times, saved, ending, named, about)
     if not rests:
@@ -167,6 +171,16 @@ def record(
     return Trajectory(times, sde.chart.unravel(saved.x), saved.v, metrics, stats, codes)
 
 
+def _with_last(slow: SlowState, saved: Saved, rest: Ending) -> Saved:
+    """`saved` with the state found at rest as its last: other steps, those between saved times, end near it only."""
+    v = jax.vmap(slow.v)(rest.state)
+
+    def put(rows: Any, last: Any) -> Any:
+        return rows.at[:, -1].set(last)
+
+    return eqx.tree_at(lambda s: (s.x, s.v), saved, (put(saved.x, rest.state[0]), jax.tree.map(put, saved.v, v)))
+
+
 def _at_the_end(slow: SlowState, saved: Saved, times: np.ndarray, dtype: Any) -> dict[str, float]:
     speed, still = to_numpy(stillness(slow, saved, jnp.asarray(times, dtype)))
     return {"speed": float(speed[0]), "stillness": float(still[0])}
@@ -202,7 +216,7 @@ def check_rest(sde: SlowSDE, solver: str, save_at: Any) -> None:
 
 def graded_times(t0: float, t1: float, count: int) -> np.ndarray:
     """`count` times from t0 to t1, geometric over four decades: the flow is fast at first and slow at its end."""
-    return t0 + (t1 - t0) * np.concatenate([[0.0], np.geomspace(1e-4, 1, count - 1)])
+    return t0 + (t1 - t0) * np.concatenate([[0.0], np.geomspace(1, 1e-4, count - 1)[::-1]])
 
 
 def _blank_unreached(reached: np.ndarray, saved: Any) -> Any:
