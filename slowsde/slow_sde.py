@@ -164,7 +164,9 @@ def equilibrium(sde: SlowSDE, x: Vector) -> PyTree:
 def slow_sde(problem: AbstractProblem, optimizer: AGM, chart: Coordinates, route: str = "auto") -> SlowSDE:
     """The slow SDE of `optimizer` on `problem`; ValueError if the problem has no noise or an unsuitable one."""
     if not isinstance(problem, AbstractProblem):
-        raise ValueError(f"problem={problem!r} must be a Problem, LeastSquares, Classification, EmpiricalRisk or ....")
+        raise ValueError(
+            f"problem={problem!r} must be a Problem, LeastSquares, Classification, EmpiricalRisk or from_sympy(...)."
+        )
     if not isinstance(optimizer, AGM):
         raise ValueError(f"optimizer={optimizer!r} must be an AGM, such as sgd(), adam(c=1.0) or AGM(V, S, c).")
     if problem.noise is None:
