@@ -133,6 +133,7 @@ def _to_rest(slow: SlowState, state0: State, t0: Array, rtol: Any, tol: Any, met
         max_steps=max_steps,
         throw=False,
     )
+    assert solution.ts is not None
     return _ending(solution, solution.ts[-1], jax.tree.map(lambda leaf: leaf[-1], solution.ys))
 
 
