@@ -67,16 +67,11 @@ def test_simulate_from_the_end_of_a_run_meets_the_noise_of_the_uninterrupted_run
     assert abs(late.params["a"][0, 0, 0] - rest.params["a"][0, 0, 0]) > 1e-4  # a step later, other noise
 
 
-def test_what_is_saved_between_does_not_change_the_noise(whole: ss.Trajectory) -> None:
-    same(run(0.5, [0.5]).params, jax.tree.map(lambda leaf: leaf[:, 2:], whole.params), exact=False)
-
-
-@pytest.mark.parametrize("paths", [1, 9])
-def test_fewer_or_more_paths_are_the_first_of_the_same_paths(whole: ss.Trajectory, paths: int) -> None:
-    found, shared = run(0.5, [0.2, 0.3, 0.5], paths=paths), min(paths, PATHS)
-    same(*(jax.tree.map(lambda leaf: leaf[:shared], t.params) for t in (found, whole)), exact=False)
-    ends = found.params["a"][:, -1, 0]
-    assert np.unique(np.round(ends, 6)).size == paths
+def test_neither_saved_times_nor_the_number_of_paths_change_a_path(whole: ss.Trajectory) -> None:
+    """Up to rounding: the steps and the compiled code are not the same."""
+    more = run(0.5, [0.5], paths=PATHS + 3).params
+    same(jax.tree.map(lambda leaf: leaf[:PATHS], more), jax.tree.map(lambda leaf: leaf[:, 2:], whole.params), False)
+    assert np.unique(np.round(more["a"][:, 0, 0], 6)).size == PATHS + 3
 
 
 @pytest.mark.slow
@@ -102,20 +97,24 @@ def test_bad_resumptions_are_refused_by_name(half: ss.Trajectory) -> None:
 # The increments themselves ------------------------------------------------------------------------
 
 
-def increments(grid: np.ndarray, dt: float, path: int = 0, stride: int = 1, size: int = 3) -> np.ndarray:
+def increments(grid: np.ndarray, dt: float, paths: int = 1, stride: int = 1) -> np.ndarray:
+    """(paths, steps, 3)."""
     with jax.enable_x64(True):
-        knots = jnp.asarray(grid)
-        brownian = StepBrownianPath(knots, step_keys(KEY, grid, dt), path, size, stride)
-        coarse = knots[::stride]
-        return np.asarray(jax.jit(jax.vmap(brownian.evaluate))(coarse[:-1], coarse[1:]))
+        knots, keys = jnp.asarray(grid), step_keys(KEY, grid, dt)
+
+        def path(index: Any) -> Any:
+            coarse = knots[::stride]
+            return jax.vmap(StepBrownianPath(knots, keys, index, 3, stride).evaluate)(coarse[:-1], coarse[1:])
+
+        return np.asarray(jax.jit(jax.vmap(path))(jnp.arange(paths)))
 
 
 def test_coarse_increments_are_sums_of_the_fine_ones() -> None:
     grid = np.linspace(0, 1, 65)
     fine = increments(grid, 1 / 64)
-    for stride in (2, 4, 8):
+    for stride in (2, 8):
         np.testing.assert_allclose(
-            increments(grid, 1 / 64, stride=stride), fine.reshape(-1, stride, 3).sum(axis=1), atol=1e-15
+            increments(grid, 1 / 64, stride=stride), fine.reshape(1, -1, stride, 3).sum(axis=2), atol=1e-15
         )
 
 
@@ -123,14 +122,14 @@ def test_no_two_steps_or_paths_share_their_noise() -> None:
     """With uneven steps, far from zero and before it, too: an index by round(t/dt) would repeat some."""
     for t0, times in ((0.0, [0.13, 0.2, 1.0]), (1e4, [1e4 + 0.35, 1e4 + 1]), (-1.0, [-0.77, 0.3])):
         grid = step_grid(np.array(times), t0, times[-1], 0.1)
-        drawn = np.concatenate([increments(grid, 0.1, path) for path in (0, 1)]).ravel()
+        drawn = increments(grid, 0.1, paths=2)
         assert np.unique(drawn).size == drawn.size
 
 
 def test_increments_have_the_law_of_a_brownian_motion() -> None:
     """60 000 increments over steps of two lengths: mean 0, variance h, no correlation of neighbours, 4.5 s.e."""
     grid = np.concatenate([np.linspace(0, 1, 10_000, endpoint=False), np.linspace(1, 3, 10_001)])
-    scaled = increments(grid, 2e-4) / np.sqrt(np.diff(grid))[:, None]
+    scaled = increments(grid, 2e-4)[0] / np.sqrt(np.diff(grid))[:, None]
     n = scaled.size
     assert abs(scaled.mean()) < 4.5 / np.sqrt(n)
     assert abs(scaled.var() - 1) < 4.5 * np.sqrt(2 / n)
