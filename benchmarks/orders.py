@@ -192,7 +192,12 @@ def rate_orders(quick: bool) -> list[Row]:
     cases: list[tuple[str, ss.AGM, tuple[float, ...], tuple[int, ...]]] = [
         ("SGD", ss.sgd(), (0.08, 0.04, 0.02, 0.01), (256 * few,) * 4),
         ("RMSProp", ss.rmsprop(c=2.0, eps=0.05), (0.04, 0.02, 0.01), (256 * few, 512 * few, 1024 * few)),
-        ("Adam, β1=0.9", ss.adam(c=2.0, eps=0.05), (0.04, 0.028, 0.02), (1024 * few, 2048 * few, 4096 * few)),
+        (
+            "Adam, β1=0.9",
+            ss.adam(c=2.0, eps=0.05),
+            (0.04, 0.028, 0.02, 0.014),
+            tuple(few * n for n in (512, 1024, 2048, 4096)),
+        ),
     ]
     rows = []
     for name, optimizer, lrs, paths in cases:

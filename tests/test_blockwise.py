@@ -163,6 +163,7 @@ def test_a_params_like_diagonal_may_lack_trailing_axes() -> None:
 CASES = {"adam_mini": ss.adam_mini(1.0, eps=EPS), "adalayer": ss.adalayer(1.0, eps=EPS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_discrete_runs_approach_the_slow_flow(name: str) -> None:
     """64 paths, iterates as they come; tr H falls from 1.82 to 1.05, gaps 0.22 ± 0.03 and −0.007 ± 0.010."""
