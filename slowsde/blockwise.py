@@ -3,8 +3,7 @@
 V(g gᵀ)_B = mean of g² over block B,        S(v) = Diag(1/(√v_B + ε)) on every parameter of B
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import equinox as eqx
 import jax
@@ -14,21 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from manifolds.coordinates import ravel
-from manifolds.precision import is_traced
 
-from .optimizers import AGM
+from .optimizers import AGM, Settings, checked_eps
 
 
-def adam_mini(
-    c: Any,
-    blocks: PyTree = None,
-    b1: float = 0.9,
-    eps: float = 1e-8,
-    *,
-    bias_correction: bool = False,
-    weight_decay: Any = 0.0,
-    schedule: Callable[[Any], Any] | None = None,
-) -> AGM:
+def adam_mini(c: Any, blocks: PyTree = None, b1: float = 0.9, eps: float = 1e-8, **settings: Unpack[Settings]) -> AGM:
     """Adam-mini: V = mean of g² over each block of a partition, S = Diag(1/(√v + ε)), one value a block.
 
     Under label noise it minimizes Σ_B √(|B| tr_B H) over blocks B of |B| parameters (as ε → 0).
@@ -39,8 +28,7 @@ def adam_mini(
             block. v is then an array (num_blocks,). None for a block a row: one for every index of the leading axis
             of a leaf with two axes or more, and one for a whole vector or scalar. v is then params-like, with leaves
             (rows,) and ().
-        c, b1, eps: as for `adam`.
-        bias_correction, weight_decay, schedule: see `AGM`.
+        c, b1, eps, settings: as for `adam`.
 
     Raises ValueError for labels that are not integers, are negative or leave a gap, and, when the optimizer meets
     params, for a partition that misses or doubles some of them. (Zhang et al. 2024, Adam-mini.)
@@ -55,18 +43,10 @@ def adam_mini(
     else:
         partition = Partition(blocks)
         V, S = partition.means, PartitionScale(partition, eps)
-    return AGM(V, S, c, b1, bias_correction=bias_correction, weight_decay=weight_decay, schedule=schedule)
+    return AGM(V, S, c, b1, **settings)
 
 
-def adalayer(
-    c: Any,
-    b1: float = 0.9,
-    eps: float = 1e-8,
-    *,
-    bias_correction: bool = False,
-    weight_decay: Any = 0.0,
-    schedule: Callable[[Any], Any] | None = None,
-) -> AGM:
+def adalayer(c: Any, b1: float = 0.9, eps: float = 1e-8, **settings: Unpack[Settings]) -> AGM:
     """Adalayer: V = mean of g² over each leaf of params, S = Diag(1/(√v + ε)), one value a leaf.
 
     v is params-like with scalar leaves; the arguments are those of `adam_mini`. Under label noise it minimizes
@@ -77,8 +57,7 @@ def adalayer(
         >>> adalayer(c=1.0).V({"w": jnp.array([[1.0, 3.0], [2.0, 2.0]]), "b": jnp.array([1.0, 2.0])})
         {'b': Array(2.5, dtype=float32), 'w': Array(4.5, dtype=float32)}
     """
-    S = BlockScale(checked_eps(eps))
-    return AGM(leaf_means, S, c, b1, bias_correction=bias_correction, weight_decay=weight_decay, schedule=schedule)
+    return AGM(leaf_means, BlockScale(checked_eps(eps)), c, b1, **settings)
 
 
 def row_means(gradient: PyTree) -> PyTree:
@@ -171,12 +150,3 @@ def _check_fit(labels: PyTree, params: PyTree) -> None:
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     return {jtu.keystr(path): leaf.shape for path, leaf in jtu.tree_flatten_with_path(tree)[0]}
-
-
-def checked_eps(eps: Any) -> Any:
-    """ε as an array, so that compiled code serves every value; ValueError if it is negative."""
-    if is_traced(eps):
-        return eps
-    if not float(eps) >= 0:
-        raise ValueError(f"eps={eps} must not be negative.")
-    return np.asarray(eps, float)

@@ -5,7 +5,7 @@ c = (1−β2)/η² is held fixed as η → 0 and β1 drops out of the slow dynam
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import equinox as eqx
 import jax
@@ -17,6 +17,14 @@ from jaxtyping import Array, Float, PyTree
 import manifolds as mf
 from manifolds.coordinates import Coordinates
 from manifolds.precision import is_traced
+
+
+class Settings(TypedDict, total=False):
+    """What people add to an optimizer: keywords of `AGM` that every optimizer here takes and passes on."""
+
+    bias_correction: bool
+    weight_decay: Any
+    schedule: Callable[[Any], Any] | None
 
 
 class AGM(eqx.Module):
@@ -148,48 +156,60 @@ def square(gradient: PyTree) -> PyTree:
     return jax.tree.map(jnp.square, gradient)
 
 
-def sgd(b1: float = 0.0) -> AGM:
+def sgd(b1: float = 0.0, **settings: Unpack[Settings]) -> AGM:
     """Stochastic gradient descent with momentum b1: S = I, no state. Under label noise it minimizes tr H.
+
+    `settings` are the keywords bias_correction, weight_decay and schedule of `AGM`, here and in the others.
 
     Example:
         >>> sgd().S(None)
         Identity()
     """
-    return AGM(V=_no_state, S=_euclidean, c=1.0, b1=b1)
+    return AGM(no_state, euclidean, 1.0, b1, **settings)
 
 
-def rmsprop(c: Any, eps: float = 1e-8) -> AGM:
-    """RMSProp: V = diag, S = Diag(1/(√v + ε)), no momentum.
+def rmsprop(c: Any, eps: float = 1e-8, **settings: Unpack[Settings]) -> AGM:
+    """RMSProp: V = diag, S = Diag(1/(√v + ε)), no momentum. `settings` as in `sgd`.
 
     Example:
         >>> rmsprop(c=slow_rate(lr=1e-3, b2=0.999))
     """
-    return adame(c, 0.5, 0.0, eps)
+    return adame(c, 0.5, 0.0, eps, **settings)
 
 
-def adam(c: Any, b1: float = 0.9, eps: float = 1e-8) -> AGM:
+def adam(c: Any, b1: float = 0.9, eps: float = 1e-8, **settings: Unpack[Settings]) -> AGM:
     """Adam: V = diag, S = Diag(1/(√v + ε)). Under label noise it minimizes tr Diag(H)^½ (as ε → 0).
+
+    `settings` are the keywords bias_correction, weight_decay (which makes it AdamW) and schedule of `AGM`. The Adam of
+    deep-learning libraries is `adam(c, bias_correction=True)`; the correction is forgotten after a time 1/c.
 
     Example:
         >>> adam(c=10.0).b1
         0.9
     """
-    return adame(c, 0.5, b1, eps)
+    return adame(c, 0.5, b1, eps, **settings)
 
 
-def adame(c: Any, lam: float, b1: float = 0.9, eps: float = 1e-8) -> AGM:
+def adame(c: Any, lam: float, b1: float = 0.9, eps: float = 1e-8, **settings: Unpack[Settings]) -> AGM:
     """AdamE-λ: V = diag, S = Diag(1/(v^λ + ε)), 0 ≤ λ < 1. Under label noise it minimizes tr Diag(H)^{1−λ}.
 
-    λ = ½ is Adam, λ = 0 is SGD up to a constant.
+    λ = ½ is Adam, λ = 0 is SGD up to a constant. `settings` as in `sgd`.
 
     Example:
         >>> adame(c=10.0, lam=0.75)
     """
     if not 0 <= lam < 1:
         raise ValueError(f"lam={lam} must lie in [0, 1).")
-    if not is_traced(eps) and not float(eps) >= 0:
+    return AGM(square, PowerMetric(float(lam), checked_eps(eps)), c, b1, **settings)
+
+
+def checked_eps(eps: Any) -> Any:
+    """ε as an array, so that compiled code serves every value; ValueError if it is negative."""
+    if is_traced(eps):
+        return eps
+    if not float(eps) >= 0:
         raise ValueError(f"eps={eps} must not be negative.")
-    return AGM(V=square, S=PowerMetric(float(lam), eps if is_traced(eps) else np.asarray(eps, float)), c=c, b1=b1)
+    return np.asarray(eps, float)
 
 
 def slow_rate(lr: float, b2: float) -> float:
@@ -204,9 +224,11 @@ def slow_rate(lr: float, b2: float) -> float:
     return (1 - b2) / lr**2
 
 
-def _no_state(gradient: PyTree) -> None:
+def no_state(gradient: PyTree) -> None:
+    """V of a method that keeps no second moment."""
     return None
 
 
-def _euclidean(v: PyTree) -> mf.Identity:
+def euclidean(v: PyTree) -> mf.Identity:
+    """S = I."""
     return mf.Identity()

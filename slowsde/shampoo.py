@@ -1,7 +1,6 @@
 """Shampoo: a Kronecker-factored metric on every matrix- or tensor-shaped leaf."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import equinox as eqx
 import jax
@@ -12,19 +11,10 @@ from jaxtyping import Array, PyTree
 
 import manifolds as mf
 
-from .blockwise import checked_eps
-from .optimizers import AGM
+from .optimizers import AGM, Settings, checked_eps
 
 
-def shampoo(
-    c: Any,
-    b1: float = 0.9,
-    eps: float = 1e-8,
-    exponent: float = 0.25,
-    *,
-    weight_decay: Any = 0.0,
-    schedule: Callable[[Any], Any] | None = None,
-) -> AGM:
+def shampoo(c: Any, b1: float = 0.9, eps: float = 1e-8, exponent: float = 0.25, **settings: Unpack[Settings]) -> AGM:
     """Shampoo: V = (G Gᵀ, Gᵀ G) and S = (R + εI)^{−q} ⊗ (L + εI)^{−q}, G ↦ (L + εI)^{−q} G (R + εI)^{−q}.
 
     q = `exponent` is that of a matrix-shaped leaf: 1/4 in the original, 1/2 in later analyses. Other leaves get the
@@ -38,10 +28,9 @@ def shampoo(
     drift has in general no potential. (Gupta, Koren and Singer 2018, Shampoo.)
 
     Args:
-        c, b1: as for `adam`.
+        c, b1, settings: as for `adam`.
         eps: ε, added to the eigenvalues of L and R.
         exponent: q, 0 < q ≤ 1.
-        weight_decay, schedule: see `AGM`.
 
     Raises ValueError for an exponent outside (0, 1] and, when the optimizer meets params, for a leaf with no entries.
 
@@ -52,8 +41,7 @@ def shampoo(
     """
     if not 0 < exponent <= 1:
         raise ValueError(f"exponent={exponent} must lie in (0, 1]: 0.25 is the original Shampoo, 0.5 a later choice.")
-    S = ShampooMetric(np.asarray(exponent, float), checked_eps(eps))
-    return AGM(outer_products, S, c, b1, weight_decay=weight_decay, schedule=schedule)
+    return AGM(outer_products, ShampooMetric(np.asarray(exponent, float), checked_eps(eps)), c, b1, **settings)
 
 
 def outer_products(gradient: PyTree) -> PyTree:
