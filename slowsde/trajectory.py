@@ -53,7 +53,7 @@ class Trajectory:
     """Paths of the slow SDE or of a discrete optimizer on the slow clock t = kη².
 
     Attributes:
-        ts: (T,) slow times.
+        ts: (T,) slow times; times t = kη where `stats["clock"]` is "k·lr" (see `slowsde.on_slow_clock`).
         params: the params pytree with leaves (paths, T, ...); NaN after a path failed.
         v: the optimizer state with leaves (paths, T, ...).
         metrics: name -> (paths, T).
@@ -144,8 +144,9 @@ def finish(trajectory: Trajectory, whens: np.ndarray, throw: bool) -> Trajectory
     if throw and failed.size:
         first = failed[np.argmin(trajectory.stats["failed_at"][failed])]
         code = Result(int(trajectory.result[first]))
+        when = "slow time" if trajectory.stats.get("clock", "k·lr²") == "k·lr²" else "time"
         raise RunError(
-            f"{failed.size} of {trajectory.paths} paths failed, the first at slow time "
+            f"{failed.size} of {trajectory.paths} paths failed, the first at {when} "
             f"{trajectory.stats['failed_at'][first]:.6g}: {code.name}, {code.explain()}. With throw=False you get what "
             "there was (also in the .trajectory of this error).",
             trajectory,
