@@ -8,5 +8,5 @@ from .flow_limit import LimitPoint, ManifoldError
 from .geometry import contract_third, limit, limit_map, project, projector, return_to_manifold, second_derivative
 from .kronecker import BlockDiagonal, Kronecker
 from .losses import AbstractLoss, LeastSquaresLoss, ScalarLoss
-from .metrics import AbstractMetric, Dense, Diagonal, Identity, as_metric
+from .metrics import AbstractMetric, Dense, Diagonal, Identity, Reordered, Scaled, as_metric
 from .sympy_loss import sympy_function

@@ -1,5 +1,6 @@
 """The flat chart x in R^p of a parameter pytree: everything geometric works on flat vectors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,11 @@ class Coordinates:
     def unravel_arrays(self, x: Float[Array, "*batch p"]) -> PyTree:
         """Like `unravel`, with None where a leaf is no array: the form of gradients and of optimizer states."""
         return jtu.tree_unflatten(self.treedef, self._leaves(x, (None,) * len(self.static)))
+
+    def part(self, chosen: Sequence[bool]) -> "Coordinates":
+        """The chart of the chosen leaves, in the order of all leaves; the others become None."""
+        shapes = tuple(shape if keep else None for shape, keep in zip(self.shapes, chosen, strict=True))
+        return Coordinates(self.treedef, (None,) * len(shapes), shapes)
 
     def spread(self, tree: PyTree, name: str) -> Float[Array, " p"]:
         """(p,) from a pytree like params whose leaves are numbers, or arrays that broadcast against those of params.

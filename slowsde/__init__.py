@@ -6,6 +6,7 @@ from .comparison import Comparison, compare
 from .convergence import ConvergenceStudy, convergence_study
 from .discrete import run_discrete
 from .extrapolation import WeakEstimate, weak_estimate
+from .grouped import grouped
 from .integrate import simulate
 from .noise import GaussianNoise, LabelNoise, MinibatchNoise, SampledNoise
 from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate

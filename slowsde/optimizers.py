@@ -115,9 +115,7 @@ class AGM(eqx.Module):
 
     def decay(self, chart: Coordinates) -> Array:
         """ω, one for each parameter (p,) or one for all ()."""
-        if jax.tree.structure(self.weight_decay) == jax.tree.structure(0.0) and jnp.ndim(self.weight_decay) == 0:
-            return jnp.asarray(self.weight_decay)
-        return chart.spread(self.weight_decay, "weight_decay")
+        return flat_decay(self.weight_decay, chart)
 
     def metric(self, v: PyTree, chart: Coordinates) -> mf.AbstractMetric:
         """S(v) on the flat coordinates of `chart`."""
@@ -201,6 +199,13 @@ def adame(c: Any, lam: float, b1: float = 0.9, eps: float = 1e-8, **settings: Un
     if not 0 <= lam < 1:
         raise ValueError(f"lam={lam} must lie in [0, 1).")
     return AGM(square, PowerMetric(float(lam), checked_eps(eps)), c, b1, **settings)
+
+
+def flat_decay(weight_decay: PyTree, chart: Coordinates) -> Array:
+    """ω on the flat coordinates of `chart`, () for a number."""
+    if jax.tree.structure(weight_decay) == jax.tree.structure(0.0) and jnp.ndim(weight_decay) == 0:
+        return jnp.asarray(weight_decay)
+    return chart.spread(weight_decay, "weight_decay")
 
 
 def checked_eps(eps: Any) -> Any:
