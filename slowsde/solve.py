@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from .progress import meter
 from .solvers import (
     ExtrapolatedImplicit,
+    LandingController,
     ManifoldEuler,
     ReturningSolver,
     SlowDiffusion,
@@ -63,13 +64,13 @@ def solve_flow(
     "auto" starts explicitly and goes on implicitly from where the flow turns out to be stiff.
     """
     dtype = state0[0].dtype
-    rtol = max(rtol, 100 * float(jnp.finfo(dtype).eps))
+    allowed = jnp.asarray(max(rtol, 100 * float(jnp.finfo(dtype).eps)), dtype)  # an array: one compilation serves all
 
     def run(state: State, start: float, wanted: np.ndarray, method: str, switch: bool) -> tuple[Saved, Ending]:
         ends = (jnp.asarray(start, dtype), jnp.asarray(interval[1], dtype))
         shown = meter("simulate", progress)
         return _flow(
-            slow, state, jnp.asarray(wanted, dtype), ends, rtol, method, switch=switch, max_steps=max_steps, shown=shown
+            slow, state, jnp.asarray(wanted, dtype), ends, allowed, method, switch, max_steps=max_steps, shown=shown
         )
 
     can_damp = suits_implicit(slow, state0)
@@ -104,8 +105,8 @@ def solve_to_rest(
         slow,
         state0,
         jnp.asarray(t0, dtype),
-        max(rtol, 100 * eps),
-        max(tol, 1e3 * eps),
+        jnp.asarray(max(rtol, 100 * eps), dtype),
+        jnp.asarray(max(tol, 1e3 * eps), dtype),
         "tsit5" if explicit else "implicit",
         max_steps=max_steps,
     )
@@ -153,10 +154,10 @@ def _flow(
     state0: State,
     times: Float[Array, " T"],
     interval: tuple[Array, Array],
-    rtol: Any,
+    rtol: Array,
     method: str,
-    *,
     switch: bool,
+    *,
     max_steps: int,
     shown: dfx.AbstractProgressMeter[Any],
 ) -> tuple[Saved, Ending]:
@@ -166,7 +167,7 @@ def _flow(
         solver: Any = ReturningSolver(dfx.Tsit5(), slow, rtol, interval[1] if switch else None)
     else:
         solver = ExtrapolatedImplicit(slow, rtol)
-        controller = dfx.ClipStepSizeController(controller, step_ts=times)  # it has no dense output of its order
+        controller = LandingController(controller, times)  # it has no dense output of its order
     saved, ending = _solve(
         slow, dfx.ODETerm(SlowFlow(slow)), solver, controller, state0, times, interval, max_steps, shown
     )

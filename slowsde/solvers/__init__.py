@@ -4,4 +4,5 @@ from .brownian import StepBrownianPath, step_keys
 from .euler import ManifoldEuler
 from .explicit import ReturningSolver
 from .implicit import ExtrapolatedImplicit
+from .landing import LandingController
 from .state import SlowDiffusion, SlowFlow, SlowState, State
