@@ -93,8 +93,8 @@ def backward_error(
         θ̇_j = −(1/r_j){ ∂_jE + η [(c_β+½) − (c_ρ+½)(1−ε/r_j²)] ∂_j‖∇E‖_{1,ε} },    r_j² = (∂_jE)² + ε,
         c_b(n) = b/(1−b) − (n+1)b^{n+1}/(1−b^{n+1})  on [nη, (n+1)η),    ‖g‖_{1,ε} = Σ_i √(g_i²+ε)
 
-    (Cattaneo, Klusowski and Shigida 2024), with β = `b1`, ρ = `b2`. It is accurate where the loss is smooth on the scale
-    of a few steps, η λ_max(∇²E) ≪ r: a small `eps` fails near a minimum.
+    (Cattaneo, Klusowski and Shigida 2024), with β = `b1`, ρ = `b2`. It is accurate where ∇E hardly changes within
+    the memory of the method, 1/(1−ρ) steps, η|∇²E u|/(1−ρ) ≪ r: a small `eps` fails near a minimum.
 
     For mini-batches the sums over past steps are those of the module's heading, exactly so in M and R; within f¹ the
     past u_l are taken where the flow was at step l, which makes them recursive and changes θ by O(η²) only.
@@ -111,15 +111,15 @@ def backward_error(
         bias_correction: as Adam has it. False for m and v that start at zero and are used as they are, as in the usual
             RMSProp: weights a_nk = β^{n−k}(1−β).
         batches: their number, if `loss` takes the batch as its second argument.
-        order: (n,) the batch of every step; None for 0, 1, 2, ... in turn.
+        order: the batch of every step, (n,) with n at least their number; None for 0, 1, 2, ... in turn.
         save_at: a number of equally spaced times, or the times, rounded to whole steps.
         metrics: as in `simulate`, of the mean loss over the batches.
         rtol: tolerance of the ODE solver in one step of the optimizer, relative to each parameter and to 1.
         dtype, throw: as in `simulate`.
 
     Returns: `Trajectory` with one path, leaves (1, T, ...), on the clock t = kη (`stats["clock"]` "k·lr", see
-        `on_slow_clock`); v is R_n² − ε, the squares that the step from there divides by, to leading order. `stats` holds
-        lr, num_steps, solver_steps and seconds.
+        `on_slow_clock`); v is R_n² − ε, the squares that the step from there divides by, to leading order. `stats`
+        holds lr, num_steps, solver_steps, batches and seconds.
     Raises: ValueError on bad input; `RunError` with the time at which the flow became too stiff or not finite.
 
     Example:
@@ -201,20 +201,20 @@ def _saved_steps(save_at: Any, t1: float, lr: float) -> np.ndarray:
 
 
 def _visits(order: Any, count: int, steps: int) -> np.ndarray:
-    """(steps,) the batch of every step."""
+    """The batch of every step, or a cycle of them: step n visits the entry n modulo their number."""
     if order is None:
-        return np.arange(steps) % count
+        return np.arange(count)
     visits = np.asarray(order)
     if visits.ndim != 1 or visits.dtype.kind not in "iu" or visits.size < steps:
         raise ValueError(
-            f"order has shape {visits.shape} and dtype {visits.dtype}; it must be a batch number for each of the {steps} "
-            "steps, or None for all batches in turn."
+            f"order has shape {visits.shape} and dtype {visits.dtype}; it must be a batch number for each of the "
+            f"{steps} steps, or None for all batches in turn."
         )
     if not (np.all(visits >= 0) and np.all(visits < count)):
         raise ValueError(
             f"order has batch numbers from {visits.min()} to {visits.max()}, but there are {count} batches."
         )
-    return visits[:steps]
+    return visits
 
 
 class _Losses(eqx.Module):
@@ -274,8 +274,8 @@ class _Losses(eqx.Module):
             value = loss(x)
             if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
                 raise ValueError(
-                    f"loss returns shape {jnp.shape(value)} and dtype {jnp.result_type(value)}; it must return one real "
-                    "number."
+                    f"loss returns shape {jnp.shape(value)} and dtype {jnp.result_type(value)}; it must return one "
+                    "real number."
                 )
             return jnp.asarray(value)
 
@@ -373,9 +373,8 @@ def _run(
 
     def memories(n: Array, state: Any) -> tuple[_Memory, _Memory]:
         """With the weights that step n has."""
-        _, first, second, *_ = state
-        batch = visits[jnp.minimum(n, visits.size - 1)]
-        u = state[3]
+        _, first, second, u, *_ = state
+        batch = visits[n % visits.size]
         return first.next(model.b1, u, batch), second.next(model.b2, u, batch)
 
     def piece(n: Array, state: Any) -> Any:

@@ -43,7 +43,7 @@ def ode_time(steps: Any, lr: float) -> Any:
 
 
 def steps_in(t: Any, lr: float, clock: str = SLOW) -> Any:
-    """The whole number of steps nearest to time t of a clock, "k·lr²" (slow) or "k·lr": an integer, or an array of them.
+    """The whole number of steps nearest to time t of a clock, "k·lr²" (slow) or "k·lr"; an array of them for an array.
 
     Example:
         >>> steps_in(1.0, lr=0.005), steps_in(200.0, lr=0.005, clock="k·lr")
