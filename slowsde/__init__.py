@@ -1,7 +1,9 @@
 """Which minimizer does my optimizer pick, and why: the slow SDE of adaptive gradient methods near a manifold."""
 
 from . import metrics, plot
+from .backward_error import adam_eps_inside, backward_error
 from .blockwise import adalayer, adam_mini
+from .clocks import ode_time, on_ode_clock, on_slow_clock, slow_time, steps_in
 from .comparison import Comparison, compare
 from .convergence import ConvergenceStudy, convergence_study
 from .discrete import run_discrete
