@@ -9,6 +9,7 @@ from .convergence import ConvergenceStudy, convergence_study
 from .discrete import run_discrete
 from .extrapolation import WeakEstimate, weak_estimate
 from .grouped import grouped
+from .from_optax import from_optax_state
 from .integrate import simulate
 from .noise import GaussianNoise, LabelNoise, MinibatchNoise, SampledNoise
 from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate

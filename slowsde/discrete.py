@@ -15,26 +15,27 @@ from manifolds.flow_limit import as_rank, check_limit, limit_point
 from manifolds.precision import cast, to_numpy, working_precision
 
 from . import checks
-from .metrics import as_metrics, check_metrics, evaluate
-from .optimizers import AGM
+from .clocks import check_lr
+from .metrics import adaptive_sharpness, as_metrics, check_metrics, evaluate
+from .optimizers import AGM, sgd
 from .problems import AbstractProblem
 from .progress import meter
 from .slow_sde import SlowSDE
-from .start import initial_state, limit
+from .start import limit
+from .steps import AGMStep, OptaxStep, State, agm_run, is_transformation, optax_run
 from .trajectory import Result, Trajectory, finish
-
-State = tuple[Float[Array, " p"], Float[Array, " p"], PyTree]  # (θ, m, v)
 
 
 def run_discrete(
     problem: AbstractProblem,
-    optimizer: AGM,
+    optimizer: Any,
     params0: PyTree,
     t1: float,
     *,
     lr: float,
     t0: float = 0.0,
     v0: PyTree = None,
+    like: AGM | None = None,
     paths: int = 64,
     key: PRNGKeyArray | None = None,
     save_at: Any = 101,
@@ -55,49 +56,63 @@ def run_discrete(
     iterates are kept, on the slow clock t = kη²; each is returned to Γ by Φ_{S(v)}, the limit map in its own metric,
     to be compared with the slow SDE, unless `project=False` (then any loss will do, near a manifold or not).
 
+    `optimizer` may also be an `optax.GradientTransformation`. Then the update is Optax's own, g from the same keys, and
+    lr is the clock only: pass the rate that the transformation was made with (where Optax adds up gradients, as in
+    `optax.sgd(rate, momentum=β)`, lr = rate/(1−β)). `like` is the AGM that it is in the limit η → 0. It says what the
+    second moment in Optax's state means: corrected for bias if `like` is, that is the `v` of the trajectory, S(v)
+    is the metric of the return to Γ and of metrics that ask for it, and β2, which is measured, must be that of like.c.
+    Without `like`, v is None and the return Euclidean: the points move by O(η), as much as the gap itself, so give
+    it to compare with a slow SDE. (Random numbers that the transformation draws for itself are those of all paths.)
+
     Args:
-        problem, optimizer, params0, t1, paths, key, save_at, metrics, route, rank, dtype, throw, progress: as in
-            `simulate`. Saved times are rounded to whole steps.
+        problem, params0, t1, paths, key, save_at, metrics, route, rank, dtype, throw, progress: as in `simulate`. Saved
+            times are rounded to whole steps.
+        optimizer: an `AGM`, or an `optax.GradientTransformation`.
         lr: the learning rate η.
         t0: slow time at the start, for schedules and bias correction and to go on from another run.
-        v0: optimizer state at the start; None for the equilibrium V(Σ(params0)).
+        v0: optimizer state at the start; None for the equilibrium V(Σ(params0)). With Optax its own state, from a
+            training loop say; None for a fresh one.
+        like: with Optax, the AGM that describes it.
         project: whether to return the saved iterates to Γ.
 
-    Returns: `Trajectory` with leaves (paths, T, ...); `ts` are the true times kη². `stats` holds lr, b2, num_steps,
-        residual (paths, T) of the saved iterates, and seconds.
-    Raises: ValueError on bad input (cη² > 1 among it); `RunError` when a path turns non-finite or its iterates leave
-        the basin of Γ.
+    Returns: `Trajectory` with leaves (paths, T, ...); `ts` are the true times kη². `stats` holds lr, b2 (where known),
+        num_steps, residual (paths, T) of the saved iterates, and seconds.
+    Raises: ValueError on bad input (cη² > 1, or `like` with another β2 than Optax, among it); `RunError` when a path
+        turns non-finite or its iterates leave the basin of Γ.
 
     Example:
         >>> fast = run_discrete(problem, adam(c=10.0), params0, t1=1.0, lr=0.01, paths=64, metrics=("trace_hessian",))
         >>> fast.metrics["trace_hessian"].shape
         (64, 101)
+        >>> fast = run_discrete(problem, optax.adam(0.01, b2=0.999), params0, t1=1.0, lr=0.01,
+        ...                     like=adam(c=10.0, bias_correction=True))
     """
     started = time.perf_counter()
-    checks.check_concrete("run_discrete", problem, optimizer, params0, v0, t0, t1, lr)
-    b2 = _second_momentum(optimizer, lr)
+    checks.check_concrete("run_discrete", problem, optimizer, params0, v0, like, t0, t1, lr)
+    check_lr(lr)
+    agm = _described(optimizer, like)
+    b2 = _second_momentum(agm, lr) if agm is optimizer else None
     steps = _saved_steps(checks.save_times(save_at, t0, t1), t0, lr)
     paths = checks.check_paths(paths)
     key = checks.check_key(key)
     named = as_metrics(metrics)
+    if agm is not optimizer and like is None and adaptive_sharpness in named.values():
+        raise ValueError(
+            "metrics: adaptive_sharpness is tr S(v)H, and Optax does not tell S: pass like=adam(...), say."
+        )
     check_parameters(params0)
     with working_precision(dtype) as precision:
-        problem, optimizer, params0, v0 = cast((problem, optimizer, params0, v0), precision)
-        sde, x0 = checks.on_flat_coordinates(problem, optimizer, params0, route)
-        v0 = initial_state(sde, x0, v0, t0)
-        check_metrics(named, sde, x0, v0)
+        problem, agm, params0, v0 = cast((problem, agm, params0, v0), precision)
+        sde, x0 = checks.on_flat_coordinates(problem, agm, params0, route)
+        if b2 is None:
+            step, state0, b2 = optax_run(sde, optimizer, x0, v0, lr)
+        else:
+            step, state0 = agm_run(sde, x0, v0, t0, lr, b2)
+        check_metrics(named, sde, x0, state0[2])
         if project:
-            sde = _at_rank(sde, x0, v0, rank)
-        xs, vs = _run(
-            sde,
-            (x0, jnp.zeros_like(x0), v0),
-            key,
-            jnp.asarray(steps),
-            jnp.asarray(lr, precision),
-            jnp.asarray(b2, precision),
-            paths=paths,
-            progress=meter("run_discrete", progress),
-        )
+            sde = _at_rank(sde, x0, state0[2], rank)
+        shown = meter("run_discrete", progress)
+        xs, vs = _run(sde, step, state0, key, jnp.asarray(steps), paths=paths, progress=shown)
         finite = np.asarray(jnp.all(jnp.isfinite(xs), axis=-1))
         landed = np.ones_like(finite)
         if project:
@@ -106,7 +121,12 @@ def run_discrete(
         residual = _residuals(sde, xs)
         xs, vs, found, residual = to_numpy((xs, vs, found, residual))
     good = finite & landed
-    stats = {"lr": float(lr), "b2": b2, "num_steps": int(steps[-1] - steps[0]), "projected": project}
+    stats = {
+        "lr": float(lr),
+        **({} if b2 is None else {"b2": b2}),
+        "num_steps": int(steps[-1] - steps[0]),
+        "projected": project,
+    }
     stats |= {"residual": residual, "seconds": time.perf_counter() - started}
     trajectory = Trajectory(
         ts=steps[1:] * lr**2,
@@ -126,11 +146,24 @@ def _codes(finite: np.ndarray, landed: np.ndarray) -> np.ndarray:
     return np.where(finite.all(axis=1), arrived, Result.NON_FINITE)
 
 
-def _second_momentum(optimizer: AGM, lr: float) -> float:
-    if not (checks.is_finite(lr) and lr > 0):
-        raise ValueError(f"lr={lr!r} must be a positive number.")
+def _described(optimizer: Any, like: AGM | None) -> AGM:
+    """The AGM that `optimizer` is, or is like; plain gradient descent for an Optax transformation of unknown kind."""
+    if like is not None and (isinstance(optimizer, AGM) or not isinstance(like, AGM)):
+        raise ValueError(
+            f"like={like!r} must be the AGM that an Optax transformation is like, such as adam(c=1.0, "
+            "bias_correction=True); leave it out where optimizer is an AGM itself."
+        )
+    if is_transformation(optimizer):
+        return sgd() if like is None else like
     if not isinstance(optimizer, AGM):
-        raise ValueError(f"optimizer={optimizer!r} must be an AGM, such as sgd(), adam(c=1.0) or AGM(V, S, c).")
+        raise ValueError(
+            f"optimizer={optimizer!r} must be an AGM, such as sgd(), adam(c=1.0) or AGM(V, S, c), or an "
+            "optax.GradientTransformation."
+        )
+    return optimizer
+
+
+def _second_momentum(optimizer: AGM, lr: float) -> float:
     if optimizer.quasi_static:
         raise ValueError("c=inf is a limit of the slow SDE; a discrete run needs a finite c = (1 − β2)/η².")
     b2 = 1 - float(optimizer.c) * lr**2
@@ -164,29 +197,18 @@ def _at_rank(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> SlowSDE:
 @eqx.filter_jit
 def _run(
     sde: SlowSDE,
+    step: AGMStep | OptaxStep,
     state0: State,
     key: PRNGKeyArray,
     steps: Array,
-    lr: Array,
-    b2: Array,
     *,
     paths: int,
     progress: Any,
 ) -> tuple[Float[Array, "paths T p"], PyTree]:
     """The iterates and states of every path after steps[1:] steps, counted from steps[0]."""
-    optimizer, chart = sde.optimizer, sde.chart
 
     def one_step(k: Array, state: State, key: PRNGKeyArray) -> State:
-        theta, m, v = state
-        rate = lr * optimizer.pace(k * lr**2)
-        g = sde.stochastic_gradient(theta, key)
-        m = optimizer.b1 * m + (1 - optimizer.b1) * g
-        # A corrected v is the mean of V(g gᵀ) with weights β2^(k−j), j ≤ k, so that step k adds (1−β2)/(1−β2^k) of it.
-        new = (1 - b2) / -jnp.expm1((k + 1) * jnp.log(b2)) if optimizer.bias_correction else 1 - b2
-        v = jax.tree.map(lambda old, add: old + new * (add - old), v, optimizer.V(chart.unravel_arrays(g)))
-        heading = m / (1 - optimizer.b1 ** (k + 1)) if optimizer.bias_correction else m
-        move = rate * sde.metric(v)(heading)
-        return theta - (move + rate * lr * optimizer.decay(chart) * theta if optimizer.decays else move), m, v
+        return step(sde, k, state, sde.stochastic_gradient(state[0], key))
 
     def advance(key: PRNGKeyArray, state: State, start: Array, stop: Array) -> State:
         return jax.lax.fori_loop(start, stop, lambda k, s: one_step(k, s, jr.fold_in(key, k)), state)
