@@ -110,15 +110,22 @@ def diagonal_network() -> tuple[ss.LeastSquares, dict[str, np.ndarray]]:
     return problem, ss.to_manifold(problem, guess)
 
 
+def small_network() -> tuple[ss.LeastSquares, dict[str, Any]]:
+    """A tanh network 3-3-1 (p = 15) on four samples, label noise, and a start on Γ."""
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(4, 3)), rng.normal(size=4)
+    problem = ss.LeastSquares(lambda p, z: p["a"] @ jnp.tanh(p["W"] @ z + p["b"]), inputs, targets, ss.LabelNoise(0.5))
+    guess = {"W": rng.normal(size=(3, 3)), "b": 0.1 * rng.normal(size=3), "a": rng.normal(size=3)}
+    return problem, ss.to_manifold(problem, guess)
+
+
 def sparse_network() -> tuple[ss.LeastSquares, dict[str, np.ndarray]]:
     """f(z) = ⟨z, u² − v²⟩ with d = 100 on 50 samples of a truth of five weights ±1, fresh noise on every label (α =
     0.005), and a start on Γ that training reaches early. The end of Adam is the truth, Σ|θ_i| = 5."""
     rng = np.random.default_rng(0)
     inputs, truth = rng.choice([-1.0, 1.0], size=(50, 100)), np.zeros(100)
     truth[rng.choice(100, 5, replace=False)] = rng.choice([-1.0, 1.0], 5)
-    problem = ss.LeastSquares(
-        lambda p, z: z @ (p["u"] ** 2 - p["v"] ** 2), inputs, inputs @ truth, ss.LabelNoise(0.5)
-    )
+    problem = ss.LeastSquares(lambda p, z: z @ (p["u"] ** 2 - p["v"] ** 2), inputs, inputs @ truth, ss.LabelNoise(0.5))
     return problem, ss.to_manifold(problem, {"u": np.full(100, 0.3), "v": np.full(100, 0.3)})
 
 
