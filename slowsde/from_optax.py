@@ -38,8 +38,8 @@ def from_optax_state(state: PyTree, b2: Any = None) -> PyTree:
         v = ν,  or with b2   v = ν/(1−β2^k),   ν ← β2 ν + (1−β2) g²  after k steps from ν = 0
 
     Adam corrects ν so, and what it divides by is what the slow SDE goes on from: pass b2 unless the run was long
-    against 1/(1−β2) steps. Then v is the state of an AGM with `bias_correction=True` at slow time t0 = kη², k the
-    state's own count; an AGM without it starts there as well, at rate c from then on.
+    against 1/(1−β2) steps. That v belongs to an AGM with `bias_correction=True` at slow time t0 = kη², whose v is
+    quicker than c to forget as long as ct0 is small; pass t0 as well.
 
     `state` is any pytree that holds the state of one optimizer with a second moment: nested in `optax.chain`,
     `inject_hyperparams`, `MultiSteps`, or divided by `optax.masked` and `multi_transform` among groups of parameters,
@@ -58,7 +58,8 @@ def from_optax_state(state: PyTree, b2: Any = None) -> PyTree:
     Example:
         >>> updates, state = optimizer.update(gradient, state, params)  # a training run with optax.adam(1e-3), …
         >>> v0 = from_optax_state(state, b2=0.999)  # … stopped near a minimum: where is it heading?
-        >>> slow = simulate(problem, adam(c=slow_rate(1e-3, 0.999)), params, t1=0.1, v0=v0)
+        >>> real = adam(c=slow_rate(1e-3, 0.999), bias_correction=True)
+        >>> slow = simulate(problem, real, params, t0=steps * 1e-6, t1=0.1, v0=v0)
     """
     if b2 is not None and not is_traced(b2) and not 0 <= float(b2) < 1:
         raise ValueError(f"b2={b2} must lie in [0, 1), or be None to leave the second moment as it is.")
@@ -118,7 +119,7 @@ def _is_masked(node: Any) -> bool:
 
 
 def _count(node: Any) -> Array:
-    if not hasattr(node, "count"):
+    if "count" not in node._fields:
         raise ValueError(
             f"b2 is for a second moment that starts from 0 and counts its steps, but a {type(node).__name__} "
             f"({MOMENTS[type(node).__name__]}) does not count: Optax does not correct it. Leave b2=None."
