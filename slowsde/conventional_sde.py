@@ -5,10 +5,10 @@ In slow time t = kη², so that one step of the optimizer takes dt = η²,
     dθ = −(1/η) s S(v) ∇L dt + s S(v) B dW − s ω θ dt,     dv = c (V(Σ + ∇L ∇Lᵀ) − v) dt,     Σ = B Bᵀ :
 
 over η² the mean and the covariance of a step −ηS(v)g, g of mean ∇L and covariance Σ, to leading order, and
-E V(g gᵀ) = V(Σ) + V(∇L ∇Lᵀ). (Li, Tai and E 2017 for SGD, dX = −∇L dτ + √η Σ^½ dW in τ = kη = t/η; Malladi, Lyu, Panigrahi
-and Arora 2022 for RMSProp and Adam, who keep V(Σ) alone, as their noise outweighs the gradient; the term V(∇L ∇Lᵀ) is
-what v sees besides far from Γ, and is O(η) near it.) Momentum drops out at leading order: its memory of 1/(1−β1) steps
-is taken to be short.
+E V(g gᵀ) = V(Σ) + V(∇L ∇Lᵀ). Li, Tai and E (2017) have it for SGD, dX = −∇L dτ + √η Σ^½ dW in τ = kη = t/η; Malladi,
+Lyu, Panigrahi and Arora (2022) for RMSProp and Adam. They keep V(Σ) alone, as their noise outweighs the gradient;
+V(∇L ∇Lᵀ) is what v sees besides far from Γ, and is O(η) near it. Momentum drops out at leading order: its memory of
+1/(1−β1) steps is taken to be short against the 1/(η λ_max(H')) steps in which ∇L changes.
 """
 
 import time

@@ -2,6 +2,8 @@
 
 A library metric is a `Metric`: a function of the whole state that `simulate`, `run_discrete` and the user can call,
 `trace_hessian(problem, params)`. Hessians are those on Γ (Gauss–Newton for least squares, where that is exact).
+Eigenvalues take dense Hessians or n×n kernels; for larger problems `metrics.estimated` has traces and eigenvalues with
+error bars.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+import manifolds as mf
 from manifolds.coordinates import Coordinates, ravel
 from manifolds.precision import in_working_precision
 
+from . import estimated as estimated
 from .problems import AbstractProblem, check_leading_axis
 from .slow_sde import SlowSDE
 
@@ -88,6 +92,67 @@ def accuracy(logits: Callable[[PyTree, PyTree], Any], inputs: PyTree, labels: An
     return Metric("accuracy", share)
 
 
+def gradient_norm(eps: float = 0.0) -> Metric:
+    """‖∇L‖_{1,ε} = Σ_i √((∂_iL)² + ε), ε ≥ 0: the norm in the correction of `backward_error`; the 1-norm for ε = 0."""
+    if not eps >= 0:
+        raise ValueError(f"eps={eps} must not be negative.")
+    return Metric(f"gradient_norm({eps})", lambda sde, x, v: jnp.sum(jnp.sqrt(sde.loss.gradient(x) ** 2 + float(eps))))
+
+
+def participation_ratio(function: Callable[[PyTree], Any] | None = None) -> Metric:
+    """(Σ a_i²)²/Σ a_i⁴ of a = function(params), any array or pytree of them (None: all parameters): how many entries
+    carry its size, from 1 (one entry) to their number (all alike).
+
+    Example:
+        >>> participation_ratio(lambda w: w["u"] ** 2 - w["v"] ** 2)  # of the predictor of a diagonal network
+    """
+
+    def ratio(sde: SlowSDE, x: Vector, v: PyTree) -> Array:
+        squares = _entries(function, sde, x) ** 2
+        return jnp.sum(squares) ** 2 / jnp.sum(squares**2)
+
+    return Metric("participation_ratio", ratio)
+
+
+def sparsity(function: Callable[[PyTree], Any] | None = None, threshold: float = 1e-3) -> Metric:
+    """The share of entries of a = function(params) (None: all parameters) with |a_i| ≤ threshold · max_j |a_j|."""
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold={threshold} must lie in [0, 1), relative to the largest entry.")
+
+    def share(sde: SlowSDE, x: Vector, v: PyTree) -> Array:
+        sizes = jnp.abs(_entries(function, sde, x))
+        return jnp.mean((sizes <= threshold * jnp.max(sizes)).astype(x.dtype))
+
+    return Metric("sparsity", share)
+
+
+def effective_rank(function: Callable[[PyTree], Any]) -> Metric:
+    """exp(−Σ_i p_i ln p_i), p_i = σ_i/Σ_j σ_j, σ_i the singular values of the matrix function(params).
+
+    From 1 to its rank (Roy and Vetterli 2007). ValueError unless `function` returns a matrix.
+
+    Example:
+        >>> effective_rank(lambda w: w["left"] @ w["right"])
+    """
+
+    def rank(sde: SlowSDE, x: Vector, v: PyTree) -> Array:
+        matrix = jnp.asarray(function(sde.chart.unravel(x)), x.dtype)
+        if matrix.ndim != 2:
+            raise ValueError(f"effective_rank: function returns shape {matrix.shape}; it must return a matrix.")
+        values = jnp.linalg.svd(matrix, compute_uv=False)
+        share = values / jnp.sum(values)
+        return jnp.exp(jnp.sum(jax.scipy.special.entr(share)))
+
+    return Metric("effective_rank", rank)
+
+
+def _entries(function: Callable[[PyTree], Any] | None, sde: SlowSDE, x: Vector) -> Vector:
+    if function is None:
+        return x
+    leaves = jax.tree.leaves(function(sde.chart.unravel(x)))
+    return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, x.dtype)) for leaf in leaves])
+
+
 def _r_med(sde: SlowSDE, x: Vector, v: PyTree) -> Array:
     diagonal = jnp.abs(sde.loss.hessian_diagonal(x))
     return jnp.max(diagonal) / jnp.median(diagonal)
@@ -106,7 +171,25 @@ adaptive_sharpness = Metric(
 r_med = Metric("r_med", _r_med)
 """max_i |H_ii| / median_i |H_ii| (Jiang, Malik and Li)."""
 
-NAMED = {m.name: m for m in (loss, trace_hessian, trace_sqrt_diag_hessian, adaptive_sharpness, r_med)}
+largest_eigenvalue = Metric(
+    "largest_eigenvalue", lambda sde, x, v: sde.loss.normal_space(x, mf.Identity(), sde.rank).largest
+)
+"""λ_max(H)."""
+adaptive_largest_eigenvalue = Metric("adaptive_largest_eigenvalue", lambda sde, x, v: sde.normal_space(x, v).largest)
+"""λ_max(H') = λ_max(S^½ H S^½): η times it bounds the step at which an adaptive method is stable."""
+
+NAMED = {
+    m.name: m
+    for m in (
+        loss,
+        trace_hessian,
+        trace_sqrt_diag_hessian,
+        adaptive_sharpness,
+        r_med,
+        largest_eigenvalue,
+        adaptive_largest_eigenvalue,
+    )
+}
 
 
 def as_metrics(metrics: Any) -> dict[str, Metric]:
@@ -128,8 +211,9 @@ def _as_metric(name: Any, entry: Any) -> Metric:
         if entry not in NAMED:
             raise ValueError(
                 f"metrics: {entry!r} is not one of {sorted(NAMED)}; with parameters there are "
-                "metrics.trace_power_diag_hessian(exponent), metrics.distance(params) and metrics.accuracy(logits, "
-                "inputs, labels), or pass {name: fn}."
+                "metrics.trace_power_diag_hessian(exponent), metrics.gradient_norm(eps), metrics.distance(params), "
+                "metrics.participation_ratio(function), metrics.sparsity(function), metrics.effective_rank(function) "
+                "and metrics.accuracy(logits, inputs, labels), or pass {name: fn}."
             )
         return NAMED[entry]
     if callable(entry) and isinstance(name, str):
