@@ -5,11 +5,12 @@ from .backward_error import adam_eps_inside, backward_error
 from .blockwise import adalayer, adam_mini
 from .clocks import ode_time, on_ode_clock, on_slow_clock, slow_time, steps_in
 from .comparison import Comparison, compare
+from .conventional_sde import conventional_sde
 from .convergence import ConvergenceStudy, convergence_study
 from .discrete import run_discrete
 from .extrapolation import WeakEstimate, weak_estimate
-from .grouped import grouped
 from .from_optax import from_optax_state
+from .grouped import grouped
 from .integrate import simulate
 from .noise import GaussianNoise, LabelNoise, MinibatchNoise, SampledNoise
 from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate
