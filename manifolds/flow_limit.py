@@ -8,11 +8,11 @@ from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .blocks import map_in_blocks
 from .gradient_flow import GradientFlow, RosenbrockFlow
 from .losses import AbstractLoss
 from .metrics import AbstractMetric
@@ -153,6 +153,4 @@ def limit_points(
     loss: AbstractLoss, xs: Float[Array, "n p"], metrics: Any, rank: Any, *, batch_size: int = 64, **options: Any
 ) -> LimitPoint:
     """`limit_point` of each row of xs, each in its own metric (leading axis n), `batch_size` at a time."""
-    return jax.lax.map(
-        lambda one: limit_point(loss, one[0], one[1], rank, **options), (xs, metrics), batch_size=batch_size
-    )
+    return map_in_blocks(lambda one: limit_point(loss, one[0], one[1], rank, **options), (xs, metrics), batch_size)

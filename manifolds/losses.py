@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, PyTree
 
+from .blocks import map_in_blocks
 from .coordinates import Coordinates
 from .metrics import AbstractMetric
 from .normal_space import AbstractNormalSpace, Constraints, DenseNormalSpace, KernelNormalSpace
@@ -132,7 +133,7 @@ class ScalarLoss(AbstractLoss):
         def entry(unit: Vector) -> Float[Array, ""]:
             return unit @ jax.jvp(self.gradient, (x,), (unit,))[1]
 
-        return jax.lax.map(entry, jnp.eye(x.shape[0], dtype=x.dtype), batch_size=CHUNK)
+        return map_in_blocks(entry, jnp.eye(x.shape[0], dtype=x.dtype), CHUNK)
 
     def negative_curvature(self, x: Vector) -> Float[Array, ""]:
         values = jnp.linalg.eigvalsh(self.hessian(x))
@@ -144,7 +145,7 @@ class ScalarLoss(AbstractLoss):
             u, w = pair
             return jax.jvp(lambda y: jax.jvp(self.gradient, (y,), (w,))[1], (x,), (u,))[1]
 
-        return jnp.sum(jax.lax.map(product, (left.T, right.T), batch_size=CHUNK), axis=0)
+        return jnp.sum(map_in_blocks(product, (left.T, right.T), CHUNK), axis=0)
 
     def contract_metric(self, x: Vector, metric: AbstractMetric) -> Vector:
         columns = jnp.eye(x.shape[0], dtype=x.dtype)

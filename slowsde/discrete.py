@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from manifolds.blocks import map_in_blocks
 from manifolds.coordinates import check_parameters
 from manifolds.flow_limit import as_rank, check_limit, limit_point
 from manifolds.precision import cast, to_numpy, working_precision
@@ -237,11 +238,11 @@ def _project(sde: SlowSDE, xs: Float[Array, "paths T p"], vs: PyTree) -> tuple[A
         found = limit_point(sde.loss, x, sde.metric(v), sde.rank, rtol=1e-6, max_steps=1000)
         return found.point, found.converged
 
-    flat, landed = jax.lax.map(one, points, batch_size=16)
+    flat, landed = map_in_blocks(one, points, 16)
     return flat.reshape(xs.shape), landed.reshape(xs.shape[:2])
 
 
 @eqx.filter_jit
 def _residuals(sde: SlowSDE, xs: Float[Array, "paths T p"]) -> Array:
-    flat = jax.lax.map(sde.loss.residual, xs.reshape((-1, xs.shape[-1])), batch_size=64)
+    flat = map_in_blocks(sde.loss.residual, xs.reshape((-1, xs.shape[-1])), 64)
     return flat.reshape(xs.shape[:2])

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 import manifolds as mf
+from manifolds.blocks import map_in_blocks
 from manifolds.coordinates import Coordinates, ravel
 from manifolds.precision import in_working_precision
 
@@ -245,5 +246,5 @@ def _evaluate(metrics: tuple[tuple[str, Metric], ...], sde: SlowSDE, xs: Any, vs
         x, v = point
         return {name: metric.function(sde, x, v) for name, metric in metrics}
 
-    values = jax.lax.map(at, points, batch_size=8)
+    values = map_in_blocks(at, points, 8)
     return {name: value.reshape(shape) for name, value in values.items()}

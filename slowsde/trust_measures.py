@@ -13,6 +13,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from manifolds.blocks import map_in_blocks
 from manifolds.normal_space import AbstractNormalSpace
 
 from .noise import LabelNoise
@@ -63,7 +64,7 @@ def measure(sde: SlowSDE, xs: Array, vs: PyTree, rates: Float[Array, " T"]) -> d
 
 def _at_every_point(function: Callable[[Any], dict[str, Array]], xs: Array, *others: PyTree) -> dict[str, Array]:
     points = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), (xs, *others))
-    found = jax.lax.map(function, points, batch_size=8)
+    found = map_in_blocks(function, points, 8)
     return {name: values.reshape(xs.shape[:2]) for name, values in found.items()}
 
 
