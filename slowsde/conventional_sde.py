@@ -80,7 +80,8 @@ def conventional_sde(
         solver: "heun", second order in the drift, so that with step η² its error is O(η) of the difference between
             this SDE and the optimizer; or "euler", Euler–Maruyama, which with one substep is the optimizer itself
             without momentum and with normal noise. v relaxes exactly in both.
-        substeps: solver steps for one of the optimizer, at least; steps are at most η²/substeps long.
+        substeps: solver steps for one of the optimizer, at least: steps are at most η²/substeps long, and end on the
+            saved times.
 
     Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds lr, solver, dt, num_steps and seconds.
     Raises: ValueError on bad input; `RunError` with the slow time at which a path turned non-finite.
