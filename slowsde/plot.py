@@ -25,6 +25,7 @@ LABELS = {
     "distance": r"distance from the start",
 }
 TIME = r"slow time  $t = k\eta^2$"
+CLOCKS = {"k·lr²": TIME, "k·lr": r"time  $t = k\eta$"}
 
 
 def plot_comparison(
@@ -77,7 +78,9 @@ def plot_metric(trajectory: Trajectory, *, ax: Any = None, name: str | None = No
     style = (SLOW if trajectory.label == "slow" else DISCRETE) | kw
     _ensemble(ax, trajectory, name, runs, style)
     ax.plot(trajectory.ts, _mean(trajectory, name), **({"label": trajectory.label} | style))
-    return _finish(ax, name)
+    _finish(ax, name)
+    ax.set_xlabel(CLOCKS[trajectory.stats.get("clock", "k·lr²")])
+    return ax
 
 
 def _ensemble(ax: Any, trajectory: Trajectory, name: str, runs: int, style: dict[str, Any]) -> None:
