@@ -78,7 +78,13 @@ def optax_run(
     """
     params = sde.chart.unravel_arrays(x0)
     fresh = transformation.init(params)
-    expected = jax.eval_shape(transformation.update, params, fresh, params)[1]
+    try:
+        expected = jax.eval_shape(transformation.update, params, fresh, params)[1]
+    except TypeError as error:
+        raise ValueError(
+            "A discrete run calls optimizer.update(gradient, state, params), which this transformation refuses (line "
+            f"searches need the loss as well): {error}"
+        ) from error
     memory = fresh if state0 is None else state0
     if jax.tree.map(jnp.shape, memory) != jax.tree.map(lambda leaf: leaf.shape, expected):
         raise ValueError(

@@ -192,6 +192,7 @@ def test_a_state_before_its_first_step_is_not_corrected() -> None:
         ),
         (optax.adam(LR, b2=B2), {"v0": START}, "v0 is no state"),
         (optax.adam(LR, b2=B2), {"metrics": "adaptive_sharpness"}, "pass like="),
+        (optax.lbfgs(), {}, "which this transformation refuses"),
         (ss.adam(C), {"like": ss.adam(C)}, "leave it out"),
         (optax.adam(LR, b2=B2), {"like": "adam"}, "like='adam' must be the AGM"),
         ("adam", {}, "optax.GradientTransformation"),
