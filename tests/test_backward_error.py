@@ -23,7 +23,7 @@ def loss(w: Any) -> Any:
     return 0.5 * (1.5 - 2 * w[0] * w[1]) ** 2
 
 
-def gradient(w: Any, y: float = 1.5, a: float = 2.0) -> Any:
+def gradient(w: Any, y: Any = 1.5, a: Any = 2.0) -> Any:
     return -a * (y - a * w[0] * w[1]) * w[::-1]
 
 
