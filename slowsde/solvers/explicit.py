@@ -9,8 +9,8 @@ from jaxtyping import Array, Int
 from .state import SlowState, State, scaled_error
 
 RESULTS: Any = dfx.RESULTS  # an Enumeration, which type checkers take for its values
-TOO_MANY = 500  # a flow that needs this many more steps at its present step is stiff,
-PERSISTENT = 30  # if it does so for this many accepted steps in a row
+TOO_MANY = 100  # a flow that needs this many more steps at its present step is stiff,
+PERSISTENT = 10  # if it does so for this many accepted steps in a row
 
 
 class ReturningSolver(dfx.AbstractAdaptiveSolver):

@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from .state import SlowState, State, scaled_error
 
-RETURNS = 2  # Gauss–Newton steps back to Γ after a substep; whole steps return to rounding
+RETURNS = 2  # Newton steps back to Γ after a substep, by the Jacobian of its start; whole steps return to rounding
 
 
 class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
@@ -48,11 +48,14 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: None, made_jump: Any) -> Any:
         h = t1 - t0
-        counts = range(1, self.stages + 1)
+
+        def refined(n: Array) -> State:
+            return jax.lax.fori_loop(0, n, lambda k, state: self.euler(state, t0 + k * h / n, h / n), y0)
+
+        ends = to_logarithms(jax.lax.map(refined, jnp.arange(1, self.stages + 1)))  # one loop, so compiled once
         row: list[State] = []
-        for n in counts:
-            state = jax.lax.fori_loop(0, n, lambda k, s, n=n: self.euler(s, t0 + k * h / n, h / n), y0)
-            new = [to_logarithms(state)]
+        for n in range(1, self.stages + 1):
+            new: list[State] = [jax.tree.map(lambda leaf, n=n: leaf[n - 1], ends)]
             for k, coarser in enumerate(row):
                 ratio = n / (n - k - 1) - 1
                 new.append(jax.tree.map(lambda a, b, ratio=ratio: a + (a - b) / ratio, new[k], coarser))
@@ -75,9 +78,10 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         gradient = sde.sharpness_gradient(x, metric, t + h)
         damped = sde.damped_metric(x, metric, gradient, t + h, h)
         loss, rank = sde.loss, sde.rank
-        x = x - h * loss.constraints(x, damped, rank).project_gradient(gradient)
+        normal = loss.constraints(x, damped, rank)
+        x = x - h * normal.project_gradient(gradient)
         for _ in range(RETURNS):
-            x = x - loss.newton_step(x, loss.constraints(x, damped, rank))
+            x = x - loss.newton_step(x, normal)
         return x, v
 
 
