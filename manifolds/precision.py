@@ -14,6 +14,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
+from .threads import single_threaded_lapack
+
 _warned: set[str] = set()
 
 
@@ -39,7 +41,7 @@ def to_numpy(tree: PyTree) -> PyTree:
 
 @contextlib.contextmanager
 def working_precision(dtype: Any) -> Iterator[np.dtype]:
-    """A context in which JAX computes in `dtype`, "float64" or "float32".
+    """A context in which JAX computes in `dtype`, "float64" or "float32", with LAPACK on one thread.
 
     Warns once in float32, whose rounding (1e-7) leaves about three digits in the third derivatives.
     """
@@ -56,7 +58,7 @@ def working_precision(dtype: Any) -> Iterator[np.dtype]:
             "default dtype='float64' where that matters.",
             stacklevel=4,
         )
-    with jax.enable_x64(dtype == np.dtype("float64")):
+    with jax.enable_x64(dtype == np.dtype("float64")), single_threaded_lapack():
         yield dtype
 
 
