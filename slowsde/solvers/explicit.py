@@ -10,7 +10,7 @@ from .state import SlowState, State, scaled_error
 
 RESULTS: Any = dfx.RESULTS  # an Enumeration, which type checkers take for its values
 TOO_MANY = 100  # a flow that needs this many more steps at its present step is stiff,
-PERSISTENT = 10  # if it does so for this many accepted steps in a row
+PERSISTENT = 5  # if it does so for this many accepted steps in a row
 
 
 class ReturningSolver(dfx.AbstractAdaptiveSolver):
