@@ -35,7 +35,7 @@ def network(d: int, n: int) -> tuple[ss.LeastSquares, Any]:
 
 
 def projected_gradient(inputs: np.ndarray, params: Any, lam: float) -> tuple[float, float, int]:
-    """|Q ∇ tr Diag(H)^{1−λ}|, its share of |∇ tr Diag(H)^{1−λ}|, and the number of coordinates that have not vanished."""
+    """|Q ∇ tr Diag(H)^{1−λ}|, its share of |∇ tr Diag(H)^{1−λ}|, and how many coordinates have not vanished."""
     theta = np.concatenate([params["u"], params["v"]])
     jacobian = 2 * np.concatenate([inputs, -inputs], axis=1) * theta / inputs.shape[0] ** 0.5
     kept = np.sum(jacobian**2, axis=0) > 1e-12

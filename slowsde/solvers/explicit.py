@@ -6,7 +6,7 @@ import diffrax as dfx
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from .state import SlowState, State, scaled_error
+from .state import SlowState, State, finite_end, scaled_error
 
 RESULTS: Any = dfx.RESULTS  # an Enumeration, which type checkers take for its values
 TOO_MANY = 100  # a flow that needs this many more steps at its present step is stiff,
@@ -46,7 +46,7 @@ class ReturningSolver(dfx.AbstractAdaptiveSolver):
     def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: Any, made_jump: Any) -> Any:
         inner, crawling = solver_state
         y1, error, dense_info, inner, result = self.solver.step(terms, t0, t1, y0, args, inner, made_jump)
-        y1, regular = self.slow.returned(y1)
+        y1, regular = finite_end(y0, *self.slow.returned(y1))
         if self.end is not None:
             crawling = jnp.where(self.end - t1 > TOO_MANY * (t1 - t0), crawling + 1, 0)
             result = RESULTS.where(crawling > PERSISTENT, RESULTS.stagnation, result)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .state import SlowState, State, scaled_error
+from .state import SlowState, State, finite_end, scaled_error
 
 RETURNS = 2  # Newton steps back to Γ after a substep, by the Jacobian of its start; whole steps return to rounding
 
@@ -64,7 +64,7 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         (best, v1), plain = row[-1], row[0][0]
         vanishing = (jnp.abs(plain) < 0.5 * jnp.abs(y0[0])) & (jnp.abs(best - row[-2][0]) > 0.1 * jnp.abs(plain))
         row[-1] = (jnp.where(vanishing, plain, best), v1)
-        y1, regular = self.slow.returned(from_logarithms(row[-1]))
+        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(row[-1])))
         previous = from_logarithms(row[-2])
         error = scaled_error(self.slow, jax.tree.map(jnp.subtract, y1, previous), y0, y1, self.rtol, regular)
         return y1, error, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful

@@ -38,6 +38,13 @@ class SlowState(eqx.Module):
         return (jnp.where(regular, found.point, x), v), regular
 
 
+def finite_end(y0: State, y1: State, regular: Bool[Array, ""]) -> tuple[State, Bool[Array, ""]]:
+    """y1 and `regular` if y1 is finite; else y0 and False: from an infinite end the controller would take NaN for the
+    next step length and never shrink the step."""
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(y1)]))
+    return jax.tree.map(lambda before, after: jnp.where(finite, after, before), y0, y1), regular & finite
+
+
 def scaled_error(slow: SlowState, error: Any, y0: State, y1: State, rtol: Any, regular: Bool[Array, ""]) -> State:
     """Local errors in units of what `rtol` allows, infinite where the step did not end at a regular point of Γ.
 
