@@ -167,8 +167,8 @@ class Conventional(eqx.Module):
 
     def relaxed(self, v: PyTree, target: PyTree, t: Any, h: Any) -> PyTree:
         """v at t + h, exactly, while its target stays."""
-        kept = self.sde.optimizer.kept(t, h)
-        return jax.tree.map(lambda end, now: end + kept * (now - end), target, v)
+        renewed = self.sde.optimizer.renewed(t, h)
+        return jax.tree.map(lambda end, now: now + renewed * (end - now), target, v)
 
 
 class DriftHeun(dfx.AbstractItoSolver):

@@ -20,7 +20,7 @@ from .optimizers import AGM
 from .problems import AbstractProblem
 from .progress import meter
 from .slow_sde import SlowSDE
-from .solve import Ending, Saved, result_codes, solve_flow, solve_sde, solve_to_rest, step_grid, stillness
+from .solve import Ending, Saved, falling_time, result_codes, solve_flow, solve_sde, solve_to_rest, step_grid, stillness
 from .solvers import SlowState
 from .start import start_on_manifold
 from .trajectory import Result, Trajectory, finish, repeated
@@ -126,7 +126,8 @@ def simulate(
         }
         if sde.diffuses or solver == "euler":
             about |= {"solver": "euler", "dt": step, "key": np.asarray(jr.key_data(key))}
-            grid, shown = step_grid(times, t0, t1, step), meter("simulate", progress)
+            grid = step_grid(times, t0, t1, step, falling_time(slow, state0))
+            shown = meter("simulate", progress)
             saved, ending = solve_sde(slow, state0, key, times, grid, step, paths=paths, shown=shown)
         else:
             saved, ending, about["solver"] = solve_flow(

@@ -102,10 +102,10 @@ class AGM(eqx.Module):
         # At t = 0, where v = V(Σ) already, 0/0 is avoided.
         return self.c / -jnp.expm1(-jnp.maximum(self.c * t, jnp.finfo(jnp.result_type(t)).eps ** 0.5))
 
-    def kept(self, t: Any, h: Any) -> Array:
-        """The share of v(t) that is left in v(t + h): e^{−ch}, or e^{−ch} (1−e^{−ct})/(1−e^{−c(t+h)}) if corrected."""
-        kept = jnp.exp(-self.c * h)
-        return kept * jnp.expm1(-self.c * t) / jnp.expm1(-self.c * (t + h)) if self.bias_correction else kept
+    def renewed(self, t: Any, h: Any) -> Array:
+        """The share of v(t + h) that has come since t: 1−e^{−ch}, or (1−e^{−ch})/(1−e^{−c(t+h)}) for a corrected v."""
+        share = -jnp.expm1(-self.c * h)  # exact for short h, in which a v that starts at 0 must grow
+        return share / -jnp.expm1(-self.c * (t + h)) if self.bias_correction else share
 
     @property
     def decays(self) -> bool:

@@ -110,9 +110,9 @@ class SlowSDE(eqx.Module):
         return damped
 
     def relaxed(self, x: Vector, v: PyTree, t: Any, h: Any) -> PyTree:
-        """v at t + h from v at t if x stays: V(Σ) + (v − V(Σ)) e^{−ch}, exactly."""
-        kept = self.optimizer.kept(t, h)
-        return jax.tree.map(lambda target, now: target + kept * (now - target), self.equilibrium(x), v)
+        """v at t + h from v at t if x stays: v + (V(Σ) − v)(1 − e^{−ch}), exactly."""
+        renewed = self.optimizer.renewed(t, h)
+        return jax.tree.map(lambda target, now: now + renewed * (target - now), self.equilibrium(x), v)
 
     def diffusion(self, x: Vector, normal: Any, t: Any) -> Float[Array, "p r"]:
         """s Π S B; zero for label noise."""

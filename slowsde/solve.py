@@ -24,6 +24,8 @@ from .solvers import (
 )
 from .trajectory import Result
 
+SINGULAR = 30.0  # the contrast, see `start_contrast`, from which on a start is taken implicitly
+
 
 class Saved(eqx.Module):
     """What is kept of every path at every saved time, leaves (paths, T, ...); unreached rows are infinite."""
@@ -66,17 +68,32 @@ def solve_flow(
     dtype = state0[0].dtype
     allowed = jnp.asarray(max(rtol, 100 * float(jnp.finfo(dtype).eps)), dtype)  # an array: one compilation serves all
 
+    contrast = start_contrast(slow, state0)
+    # A singular start needs steps that are short against its own scale of time, in which v grows and S falls.
+    shortest = 10 * jnp.finfo(dtype).eps * (interval[1] - interval[0]) * jnp.minimum(1, contrast**-2)
+
     def run(state: State, start: float, wanted: np.ndarray, method: str, switch: bool) -> tuple[Saved, Ending]:
         ends = (jnp.asarray(start, dtype), jnp.asarray(interval[1], dtype))
         shown = meter("simulate", progress)
         return _flow(
-            slow, state, jnp.asarray(wanted, dtype), ends, allowed, method, switch, max_steps=max_steps, shown=shown
+            slow,
+            state,
+            jnp.asarray(wanted, dtype),
+            ends,
+            allowed,
+            shortest.astype(dtype),
+            method,
+            switch,
+            max_steps=max_steps,
+            shown=shown,
         )
 
     can_damp = suits_implicit(slow, state0)
     if solver == "implicit" and not can_damp:
         raise ValueError("solver='implicit' needs a metric that can be damped: diagonal, as Adam's; use 'auto'.")
-    first = "implicit" if solver == "implicit" else "tsit5"
+    # Runge–Kutta methods do not see their error where v starts from 0, as S is no smooth function of time there.
+    singular = solver == "auto" and can_damp and contrast > SINGULAR
+    first = "implicit" if solver == "implicit" or singular else "tsit5"
     saved, ending = run(state0, interval[0], times, first, switch=solver == "auto" and can_damp)
     if not bool(ending.stiff[0]):
         return saved, ending, first
@@ -87,6 +104,14 @@ def solve_flow(
     rest, final = run(state, float(ending.time[0]), times[done:], "implicit", switch=False)
     saved = jax.tree.map(lambda a, b: jnp.concatenate([a[:, :done], b], axis=1), saved, rest)
     return saved, eqx.tree_at(lambda e: e.steps, final, final.steps + ending.steps), "tsit5, implicit"
+
+
+@eqx.filter_jit
+def start_contrast(slow: SlowState, state: State) -> Array:
+    """|S(v) B| over |S(V(Σ)) B|: huge where v starts from 0, as S falls at once from 1/ε, over times ∝ contrast⁻²/c."""
+    sde, (x, _) = slow.sde, state
+    factor = sde.factor(x)
+    return jnp.linalg.norm(sde.metric(slow.v(state))(factor)) / jnp.linalg.norm(sde.metric(sde.equilibrium(x))(factor))
 
 
 def suits_implicit(slow: SlowState, state: State) -> bool:
@@ -155,13 +180,13 @@ def _flow(
     times: Float[Array, " T"],
     interval: tuple[Array, Array],
     rtol: Array,
+    shortest: Array,
     method: str,
     switch: bool,
     *,
     max_steps: int,
     shown: dfx.AbstractProgressMeter[Any],
 ) -> tuple[Saved, Ending]:
-    shortest = 10 * jnp.finfo(times.dtype).eps * (interval[1] - interval[0])
     controller: Any = dfx.PIDController(rtol=0.0, atol=1.0, dtmin=shortest, force_dtmin=False)
     if method == "tsit5":
         solver: Any = ReturningSolver(dfx.Tsit5(), slow, rtol, interval[1] if switch else None)
@@ -307,9 +332,25 @@ def _diagnose(slow: SlowState, states: State, times: Float[Array, " paths"]) -> 
     return jax.vmap(at)(states, times)
 
 
-def step_grid(times: np.ndarray, t0: float, t1: float, dt: float) -> np.ndarray:
-    """Equal steps of at most dt between saved times, so that every saved time is the end of a step."""
-    knots = np.unique(np.concatenate([[t0], times, [t1]]))
+def step_grid(times: np.ndarray, t0: float, t1: float, dt: float, fast: float = np.inf) -> np.ndarray:
+    """Equal steps of at most dt between saved times, so that every saved time is the end of a step.
+
+    What changes over a time `fast` at the start is followed by graded steps, g (fast + t − t0) as long as that is below
+    dt, with a g that falls with dt.
+    """
+    g = min(0.1, 10 * dt / (t1 - t0))
+    count = int(np.log(dt / (g * fast)) / np.log1p(g)) if g * fast < dt else 0
+    graded = t0 + min(fast, dt / g) * np.expm1(np.arange(1, count + 1) * np.log1p(g))
+    knots = np.unique(np.concatenate([[t0], graded[graded < t1], times, [t1]]))
     counts = np.maximum(1, np.ceil(np.diff(knots) / dt * (1 - 1e-9)).astype(int))
     pieces = [np.linspace(a, b, n, endpoint=False) for a, b, n in zip(knots[:-1], knots[1:], counts, strict=True)]
     return np.concatenate([*pieces, [t1]])
+
+
+def falling_time(slow: SlowState, state: State) -> float:
+    """The time in which S falls from what it is at the start: contrast⁻²/c, infinite where it is at rest."""
+    optimizer = slow.sde.optimizer
+    if optimizer.quasi_static or not jax.tree.leaves(state[1]):
+        return np.inf
+    contrast = float(start_contrast(slow, state))
+    return 1 / (float(optimizer.c) * contrast**2) if contrast > SINGULAR else np.inf

@@ -59,11 +59,12 @@ def step_keys(key: PRNGKeyArray, grid: np.ndarray, dt: float) -> PRNGKeyArray:
     """(n,) keys of the steps between the n + 1 knots of `grid`, by the integer round(2²⁰ t_k/dt).
 
     A step so has the same key in every run with this key and dt in which it starts at the same slow time, wherever the
-    run itself started and whatever was saved before; rounding errors of t_k do not matter. (Steps shorter than dt/2²⁰
-    may share a key, but they hardly move.)
+    run itself started and whatever was saved before; rounding errors of t_k do not matter. (Steps that start within
+    dt/2²⁰ of each other, as in a graded start, are told apart by their order.)
     """
     labels = np.rint(np.asarray(grid[:-1], float) / dt * RESOLUTION).astype(np.int64)
-    high, low = (labels >> 32).astype(np.uint32), labels.astype(np.uint32)
+    order = np.arange(labels.size) - np.searchsorted(labels, labels)
+    high, low = ((labels >> 32) + (order << 20)).astype(np.uint32), labels.astype(np.uint32)
     return _fold_both(key, jnp.asarray(high), jnp.asarray(low))
 
 
