@@ -120,6 +120,9 @@ def limit_point(
     )
 
 
+compiled_limit_point = eqx.filter_jit(limit_point)  # one cache for all who ask
+
+
 def check_limit(limit: LimitPoint, what: str = "params0") -> None:
     """ManifoldError unless `limit` is a regular point of a manifold of minimizers; needs concrete values."""
     spectrum = limit.spectrum

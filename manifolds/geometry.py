@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from . import second_order
 from .coordinates import Coordinates, ravel
-from .flow_limit import LimitPoint, ManifoldError, as_rank, check_limit, limit_point
+from .flow_limit import LimitPoint, ManifoldError, as_rank, check_limit, compiled_limit_point
 from .losses import AbstractLoss, ScalarLoss
 from .metrics import AbstractMetric, as_metric
 from .precision import in_working_precision, is_traced
@@ -35,7 +35,7 @@ def limit(loss: Loss, x: PyTree, metric: Any = None, *, rank: int | None = None,
         (array(1), array(1.))
     """
     loss, x, metric, chart = _on_coordinates(loss, x, metric)
-    found = _limit_point(loss, x, metric, as_rank(rank, chart.size), **options)
+    found = compiled_limit_point(loss, x, metric, as_rank(rank, chart.size), **options)
     if not is_traced(found):
         check_limit(found, "x")
     return found
@@ -60,7 +60,7 @@ def limit_map(loss: Loss, x: PyTree, metric: Any = None, *, rank: int | None = N
         array([1., 0.])
     """
     loss, x, metric, chart = _on_coordinates(loss, x, metric)
-    found = _limit_point(loss, x, metric, as_rank(rank, chart.size), **options)
+    found = compiled_limit_point(loss, x, metric, as_rank(rank, chart.size), **options)
     if not is_traced(found):
         check_limit(found, "x")
     return chart.unravel(found.point)
@@ -145,9 +145,6 @@ def second_derivative(loss: Loss, x: PyTree, metric: Any, factor: Float[Array, "
     normal = loss.normal_space(x, metric)
     drift = second_order.tangential_drift(loss, x, normal, factor) + second_order.normal_drift(loss, x, normal, factor)
     return chart.unravel_arrays(2 * drift)
-
-
-_limit_point = eqx.filter_jit(limit_point)
 
 
 @eqx.filter_jit

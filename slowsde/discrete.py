@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from manifolds.blocks import map_in_blocks
 from manifolds.coordinates import check_parameters
-from manifolds.flow_limit import as_rank, check_limit, limit_point
+from manifolds.flow_limit import as_rank, check_limit, compiled_limit_point, limit_point
 from manifolds.precision import cast, to_numpy, working_precision
 
 from . import checks
@@ -22,7 +22,6 @@ from .optimizers import AGM, sgd
 from .problems import AbstractProblem
 from .progress import meter
 from .slow_sde import SlowSDE
-from .start import limit
 from .steps import AGMStep, OptaxStep, State, agm_run, is_transformation, optax_run
 from .trajectory import Result, Trajectory, finish
 
@@ -186,7 +185,7 @@ def _saved_steps(times: np.ndarray, t0: float, lr: float) -> np.ndarray:
 
 def _at_rank(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> SlowSDE:
     """The slow SDE with the rank of H found at the end of the flow from x0; a ManifoldError there comes early."""
-    start = limit(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
+    start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
     try:
         check_limit(start)
     except ValueError as error:

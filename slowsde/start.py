@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 import manifolds as mf
 from manifolds import limit_map
 from manifolds.coordinates import Coordinates
-from manifolds.flow_limit import LimitPoint, as_rank, check_limit, limit_point
+from manifolds.flow_limit import LimitPoint, as_rank, check_limit, compiled_limit_point
 from manifolds.normal_space import rank_tolerance
 from manifolds.precision import cast, working_precision
 
@@ -40,6 +40,8 @@ def to_manifold(
     with working_precision(dtype) as precision:
         problem, params, metric = cast((problem, params, metric), precision)
         chart = Coordinates.of(params)
+        if metric is None:  # as a diagonal, so that what is compiled here serves Adam's metric too
+            metric = mf.Diagonal(jnp.ones(chart.size, precision))
         return limit_map(problem.flat_loss(chart, route), params, metric, rank=rank, dtype=precision)
 
 
@@ -67,7 +69,7 @@ def start_on_manifold(
 ) -> tuple[SlowState, LimitPoint, PyTree]:
     """Φ_{S(v0)}(x0), checked, with the slow SDE on Γ at its rank and the state v0 there."""
     v0 = initial_state(sde, x0, v0, t0)
-    start = limit(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
+    start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
     check_limit(start)
     _check_interpolation(sde, start)
     if int(start.rank) == x0.size:
@@ -95,6 +97,3 @@ def _check_interpolation(sde: SlowSDE, start: LimitPoint) -> None:
             f"The minimizers reached from params0 do not interpolate (loss {value:.3g} on Γ), as label noise and the "
             "kernel route require. Use fewer data or a larger model; with other noise, route='dense'."
         )
-
-
-limit = eqx.filter_jit(limit_point)
