@@ -23,6 +23,7 @@ import jax
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 from problems import mlp, sparse_network
 
 import slowsde as ss
@@ -122,6 +123,9 @@ def draw(panels: list[tuple[str, dict[str, list[Point]]]], path: Path) -> None:
                 _, errors, seconds, _ = zip(*points, strict=True)
                 ax.plot(seconds, errors, mark, ls=style, color=colour, label=name, ms=4.5, lw=1.1, mfc="none")
         ax.set(xscale="log", yscale="log", xlabel="seconds")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_title(title, fontsize=9)
         ax.grid(which="major", lw=0.3, color="0.85")
     axes[0].set_ylabel("relative error of tr Diag$(H)^{1/2}$")

@@ -31,8 +31,10 @@ def start() -> Any:
     return ss.to_manifold(PROBLEM, {"u": np.full(D, 0.3), "v": np.full(D, 0.3)})
 
 
-def run(start: Any, solver: str = "auto", rtol: float = 1e-4, t1: float = 1.0, **of_adam: Any) -> ss.Trajectory:
-    optimizer = ss.adam(**({"c": 10.0, "eps": 1e-6} | of_adam))
+def run(
+    start: Any, solver: str = "auto", rtol: float = 1e-4, t1: float = 1.0, c: float = 10.0, eps: float = 1e-6
+) -> ss.Trajectory:
+    optimizer = ss.adam(c=c, eps=eps)
     times = [t1 * t for t in TIMES]
     return ss.simulate(
         PROBLEM, optimizer, start, t1, save_at=times, metrics=L1, solver=solver, rtol=rtol, max_steps=400
