@@ -65,6 +65,12 @@ class Grouped(AGM):
         scaled = [mf.Scaled(block, self.rates[name]) for name, block in zip(parts, blocks, strict=True)]
         return mf.Reordered(mf.BlockDiagonal(scaled, [part.size for part in parts.values()]), _order(chart, parts))
 
+    def arranged(self, v: PyTree) -> dict[str, PyTree]:
+        """{name: state} from one second moment like params, as Optax's `multi_transform` of Adams has it."""
+        assert isinstance(self.V, GroupStates)
+        parts = self.V.parts(v)
+        return {name: None if V is no_state else parts[name] for name, V in self.V.V.items()}
+
     def decay(self, chart: Coordinates) -> Float[Array, " p"]:
         """ρ_g ω_g, one for each parameter."""
         parts = _parts(self.labels, chart, self.rates)
@@ -82,13 +88,16 @@ class GroupStates(eqx.Module):
     labels: PyTree
 
     def __call__(self, gradient: PyTree) -> dict[str, PyTree]:
-        leaves, treedef = jax.tree.flatten(gradient)
-        of_leaf = _label_of_leaves(self.labels, gradient)
+        return {name: self.V[name](part) for name, part in self.parts(gradient).items()}
 
-        def part(name: str) -> PyTree:
-            return treedef.unflatten([g if at == name else None for g, at in zip(leaves, of_leaf, strict=True)])
-
-        return {name: V(part(name)) for name, V in self.V.items()}
+    def parts(self, tree: PyTree) -> dict[str, PyTree]:
+        """{name: the leaves of a params-like tree in that group, None in the place of the others}."""
+        leaves, treedef = jax.tree.flatten(tree)
+        of_leaf = _label_of_leaves(self.labels, tree)
+        return {
+            name: treedef.unflatten([leaf if at == name else None for leaf, at in zip(leaves, of_leaf, strict=True)])
+            for name in self.V
+        }
 
 
 class GroupMetrics(eqx.Module):
@@ -111,7 +120,7 @@ def _parts(labels: PyTree, chart: Coordinates, names: Mapping[str, Any]) -> dict
 
 def _order(chart: Coordinates, parts: dict[str, Coordinates]) -> np.ndarray:
     """The coordinates of every group, one after the other."""
-    indices = chart.treedef.flatten_up_to(chart.unravel_arrays(np.arange(chart.size)))
+    indices = chart.treedef.flatten_up_to(chart.unravel(np.arange(chart.size)))
     chosen = [
         [i for i, shape in zip(indices, part.shapes, strict=True) if shape is not None] for part in parts.values()
     ]

@@ -126,6 +126,10 @@ class AGM(eqx.Module):
         columns = jax.vmap(lambda b: self.V(chart.unravel_arrays(b)))(factor.T)
         return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), columns)
 
+    def arranged(self, v: PyTree) -> PyTree:
+        """A state that is given as one second moment like params, in the form of the states of V."""
+        return v
+
     def check(self, chart: Coordinates, x: Float[Array, " p"]) -> None:
         """ValueError unless V is quadratic on gradients like x and S gives a metric of the right size."""
         g = jr.normal(jr.key(0), x.shape, x.dtype)

@@ -66,6 +66,11 @@ class SlowSDE(eqx.Module):
         """V(Σ(x)), where the state v relaxes to."""
         return self.optimizer.state_of_factor(self.factor(x), self.chart)
 
+    def arranged(self, x: Vector, v: PyTree) -> PyTree:
+        """v in the form of V(Σ), also if it is one second moment like params and the optimizer divides its own."""
+        fits = jax.tree.structure(v) == jax.tree.structure(jax.eval_shape(self.equilibrium, x))
+        return v if fits else self.optimizer.arranged(v)
+
     def metric(self, v: PyTree) -> mf.AbstractMetric:
         """S(v)."""
         return self.optimizer.metric(v, self.chart)

@@ -53,6 +53,7 @@ def initial_state(sde: SlowSDE, x0: Array, v0: PyTree, t0: float) -> PyTree:
     """
     if v0 is None:
         return equilibrium(sde, x0)
+    v0 = sde.arranged(x0, v0)
     checks.check_state(sde, x0, v0)
     if sde.optimizer.bias_correction and t0 == 0:
         if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(v0)):

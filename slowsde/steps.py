@@ -60,7 +60,7 @@ class OptaxStep(eqx.Module):
         chart, (theta, memory, v) = sde.chart, state
         updates, memory = self.transformation.update(chart.unravel_arrays(g), memory, chart.unravel_arrays(theta))
         theta = theta + ravel(updates).astype(theta.dtype)
-        return theta, memory, from_optax_state(memory, self.b2) if self.has_state else v
+        return theta, memory, sde.arranged(theta, from_optax_state(memory, self.b2)) if self.has_state else v
 
 
 def agm_run(sde: SlowSDE, x0: Vector, v0: PyTree, t0: float, lr: float, b2: float) -> tuple[AGMStep, State]:
@@ -100,7 +100,7 @@ def optax_run(
     if corrected and steps_counted(memory) == 0:
         v = equilibrium(sde, x0)  # that of one gradient, on average
     else:
-        v = from_optax_state(memory, b2 if corrected else None)
+        v = sde.arranged(x0, from_optax_state(memory, b2 if corrected else None))
     check_state(sde, x0, v, "the second moment of this transformation")
     return OptaxStep(transformation, jnp.asarray(b2, x0.dtype) if corrected else None, True), (x0, memory, v), b2
 
