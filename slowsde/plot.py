@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +12,14 @@ from .trajectory import Result, Trajectory
 if TYPE_CHECKING:  # the results draw themselves through this module
     from .comparison import Comparison
     from .convergence import ConvergenceStudy
+    from .optimizers import AGM
+    from .problems import AbstractProblem
     from .trust import Validity
 
 # Readable in grey: the slow curve is dark and solid, the discrete mean lighter and marked, bands are faint.
 SLOW = {"color": "#10263f", "linewidth": 2.0, "zorder": 4}
 DISCRETE = {"color": "#d1652a", "linewidth": 1.4, "linestyle": "--", "zorder": 5}
+COLOURS = ("#10263f", "#d1652a", "#3b7f8c", "#8a5a9e", "#b08a1e", "0.55")
 LABELS = {
     "loss": "loss $L$",
     "trace_hessian": r"$\mathrm{tr}\,H$",
@@ -171,10 +175,9 @@ def plot_validity(validity: Validity, *, ax: Any = None, **kw: Any) -> Any:
         >>> plot_validity(validity(problem, optimizer, slow, lr=0.01))
     """
     ax = _axes(ax)
-    colours = ("#10263f", "#d1652a", "#3b7f8c", "#8a5a9e", "#b08a1e", "0.55")
     shown = {name: values / validity.thresholds[name][1] for name, values in validity.ratios.items()}
     shown = {name: values for name, values in shown.items() if np.max(values) > 1e-4}  # rounding is no news
-    for (name, values), colour in zip(shown.items(), colours, strict=False):
+    for (name, values), colour in zip(shown.items(), COLOURS, strict=False):
         ax.plot(validity.ts, values, **({"color": colour, "label": name, "linewidth": 1.6} | kw))
     doubtful = min(low / bad for low, bad in validity.thresholds.values())
     top = 3 * max(1.0, *(float(np.nanmax(values)) for values in shown.values())) if shown else 3.0
@@ -208,3 +211,177 @@ def shade_untrusted(validity: Validity, ax: Any) -> Any:
         label = "slow SDE not valid" if number == 0 else None
         ax.axvspan(middles[first], middles[last], color="0.5", alpha=0.15, linewidth=0, zorder=0, label=label)
     return ax
+
+
+def plot_sharpness(
+    *trajectories: Trajectory,
+    x: str = "trace_hessian",
+    y: str = "trace_sqrt_diag_hessian",
+    labels: Sequence[str] | None = None,
+    ax: Any = None,
+    **kw: Any,
+) -> Any:
+    """One sharpness against another along each trajectory, means over its paths: which of the two does it lower?
+
+    Slow trajectories are solid lines, others dashed with their saved times marked; a filled dot is the end of each.
+    `x` and `y` name observables that all carry (ValueError otherwise), `labels` the trajectories.
+
+    Example:
+        >>> plot_sharpness(slow_sgd, slow_adam, fast_adam, labels=("SGD", "Adam", "Adam, discrete"))
+    """
+    if not trajectories:
+        raise ValueError("plot_sharpness was given no trajectory: pass one or more.")
+    labels = [trajectory.label for trajectory in trajectories] if labels is None else labels
+    if len(labels) != len(trajectories):
+        raise ValueError(f"labels={labels!r} names {len(labels)} trajectories; there are {len(trajectories)}.")
+    ax = _axes(ax)
+    for number, (trajectory, label) in enumerate(zip(trajectories, labels, strict=True)):
+        across, up = (_mean(trajectory, _observable(trajectory.metrics, name)) for name in (x, y))
+        slow = trajectory.label == "slow"
+        style = {"color": COLOURS[number % len(COLOURS)], "linewidth": 1.8 if slow else 1.0, "label": label}
+        style |= {"linestyle": "-"} if slow else {"linestyle": "--", "marker": "o", "markersize": 3, "mfc": "white"}
+        (line,) = ax.plot(across, up, **style | kw)
+        ax.plot(across[-1:], up[-1:], "o", color=line.get_color(), markersize=6, zorder=line.get_zorder() + 1)
+    _finish(ax, y)
+    ax.margins(0.05)
+    ax.set_xlabel(LABELS.get(x, x))
+    ax.legend(fontsize="small", frameon=False)
+    return ax
+
+
+def plot_phase_portrait(
+    problem: AbstractProblem,
+    slow: Trajectory,
+    discrete: Trajectory | None = None,
+    *,
+    optimizer: AGM | None = None,
+    ax: Any = None,
+    runs: int = 8,
+    window: tuple[tuple[float, float], tuple[float, float]] | None = None,
+    **kw: Any,
+) -> Any:
+    """A problem of two parameters: Γ, the flow ẋ = −S∇L whose limits are Φ_S, slow paths and discrete iterates.
+
+    Γ is drawn from the start of `slow` on, as far as it reaches within the window: other components are not looked for.
+
+    Args:
+        problem: with two parameters and a Γ of dimension one.
+        slow: a run of `simulate`; all of its paths up to `runs` are drawn, their starts as filled dots.
+        discrete: a run of `run_discrete`, with project=False to see the iterates themselves; up to `runs` paths.
+        optimizer: whose metric S(v) at the start of `slow` the flow has; None for the Euclidean flow.
+        ax: axes to draw on; None for new ones.
+        runs: paths of each trajectory to draw.
+        window: ((x0, x1), (y0, y1)); None for what the paths fill, and a third more.
+        kw: style of the slow paths.
+    Raises: ValueError unless there are two parameters.
+
+    Example:
+        >>> fast = run_discrete(problem, adam(c=1.0), (1.2, 0.5), 1.0, lr=0.05, paths=4, project=False)
+        >>> plot_phase_portrait(problem, slow, fast, optimizer=adam(c=1.0))
+    """
+    shown = [_flat_paths(slow)[:runs]] + ([] if discrete is None else [_flat_paths(discrete)[:runs]])
+    sizes = {paths.shape[-1] for paths in shown}
+    if sizes != {2}:
+        raise ValueError(f"A phase portrait has two parameters; these trajectories have {sorted(sizes)}.")
+    frame = _window(np.concatenate([paths.reshape(-1, 2) for paths in shown])) if window is None else window
+    ax = _axes(ax)
+    grid, velocity, curve = _portrait(problem, optimizer, slow, frame)
+    speed = np.hypot(*np.moveaxis(velocity, -1, 0))
+    directions = np.moveaxis(velocity / np.maximum(speed, 1e-300)[..., None], -1, 0)
+    ax.streamplot(*grid, *directions, color="0.8", linewidth=0.7, arrowsize=0.7, density=0.9, zorder=1)
+    ax.plot(*curve.T, color="0.35", linewidth=3.5, alpha=0.6, solid_capstyle="butt", label=r"$\Gamma$", zorder=2)
+    if discrete is not None:
+        for number, path in enumerate(shown[1]):
+            label = _run_label(discrete) if number == 0 else None
+            style = {"marker": "o", "markersize": 2.5, "mfc": "white", "linewidth": 0.4, "alpha": 0.7, "zorder": 3}
+            ax.plot(*path.T, color=DISCRETE["color"], label=label, **style)
+    for number, path in enumerate(shown[0]):
+        (line,) = ax.plot(*path.T, **SLOW | {"label": "slow SDE" if number == 0 else None} | kw)
+        ax.plot(*path[:1].T, "o", color=line.get_color(), markersize=6, zorder=line.get_zorder() + 1)
+    ax.set_xlim(*frame[0])
+    ax.set_ylim(*frame[1])
+    ax.set_aspect("equal")
+    ax.set_xlabel(r"$\theta_1$")
+    ax.set_ylabel(r"$\theta_2$")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize="small", frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
+    return ax
+
+
+def _portrait(
+    problem: AbstractProblem, optimizer: AGM | None, slow: Trajectory, window: Any
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
+    """A grid on the window, −S∇L on it (its shape and 2), and the points of Γ through the start of `slow`."""
+    import jax
+    import jax.numpy as jnp
+
+    import manifolds as mf
+    from manifolds.coordinates import Coordinates, ravel
+    from manifolds.precision import cast, working_precision
+
+    first = jax.tree.map(lambda leaf: leaf[0, 0], (slow.params, slow.v))
+    grid = np.meshgrid(*(np.linspace(low, high, 41) for low, high in window))
+    with working_precision("float64") as precision:
+        problem, optimizer, (params, v) = cast((problem, optimizer, first), precision)
+        chart = Coordinates.of(params)
+        loss = problem.flat_loss(chart, "dense")
+        metric = mf.Identity() if optimizer is None else optimizer.metric(v, chart)
+        xs = jnp.asarray(np.stack(grid, axis=-1).reshape(-1, 2), precision)
+        velocity = -jax.vmap(lambda x: metric(loss.gradient(x)))(xs)
+        step = np.hypot(*np.ptp(np.asarray(window), axis=1)) / 400
+        curve = _along(loss, ravel(params), step, 1200)
+        velocity, curve = np.asarray(velocity).reshape(*grid[0].shape, 2), np.asarray(curve)
+    (low_x, high_x), (low_y, high_y) = window
+    inside = (curve[:, 0] >= low_x) & (curve[:, 0] <= high_x) & (curve[:, 1] >= low_y) & (curve[:, 1] <= high_y)
+    return (grid[0], grid[1]), velocity, np.where(inside[:, None], curve, np.nan)
+
+
+def _along(loss: Any, x: Any, step: float, count: int) -> Any:
+    """Points of the curve Γ through x, `count` steps along the tangent and back to Γ in either direction.
+
+    Where the return fails, as beyond an end of Γ, the rest is NaN.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    import manifolds as mf
+    from manifolds.return_map import gauss_newton_return
+
+    def tangent(y: Any, near: Any) -> Any:
+        t = loss.normal_space(y, mf.Identity(), 1).project(near)
+        return t / jnp.linalg.norm(t)
+
+    def move(carry: tuple[Any, Any], _: Any) -> tuple[tuple[Any, Any], Any]:
+        y, direction = carry
+        direction = tangent(y, direction)
+        back = gauss_newton_return(loss, y + step * direction, mf.Identity(), jnp.asarray(1))
+        stays = back.converged & (jnp.linalg.norm(back.point - y) < 3 * step)
+        y = jnp.where(stays, back.point, jnp.nan)
+        return (y, direction), y
+
+    axes = loss.normal_space(x, mf.Identity(), 1).project(jnp.eye(2, dtype=x.dtype))
+    start = axes[:, jnp.argmax(jnp.linalg.norm(axes, axis=0))]
+    run = jax.jit(lambda sign: jax.lax.scan(move, (x, sign * start), None, length=count)[1])
+    return jnp.concatenate([run(-1.0)[::-1], x[None], run(1.0)])
+
+
+def _flat_paths(trajectory: Trajectory) -> np.ndarray:
+    """(paths, T, p) of the paths that succeeded, in the order of the flat coordinates."""
+    from jax import tree
+
+    good = trajectory.result == Result.SUCCESS
+    leaves = [np.asarray(leaf)[good] for leaf in tree.leaves(trajectory.params)]
+    return np.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=-1)
+
+
+def _window(points: np.ndarray) -> Any:
+    """What the points fill and a sixth more on each side; no side is shorter than a fifth of the other."""
+    low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)
+    middle, half = (low + high) / 2, (high - low) / 2
+    half = 4 / 3 * np.maximum(np.maximum(half, half.max() / 5), 1e-3 * (1 + np.abs(middle)))
+    return tuple(zip(middle - half, middle + half, strict=True))
+
+
+def _run_label(trajectory: Trajectory) -> str:
+    lr = trajectory.stats.get("lr")
+    return trajectory.label if lr is None else f"{trajectory.label}, $\\eta$={lr:g}"
