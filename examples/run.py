@@ -69,6 +69,7 @@ def execute(script: Path, quick: bool) -> Any:
     client = NotebookClient(
         notebook, km=manager, timeout=1800, coalesce_streams=True, resources={"metadata": {"path": str(FOLDER)}}
     )
+    client.owns_km = True  # it shuts the kernel down
     client.execute(env=environment)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day
