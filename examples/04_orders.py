@@ -159,13 +159,13 @@ axes[1].set(xlabel="coarser step  $h$", ylabel="|difference of means| (± 2 s.e.
 plt.show()
 
 # %% [markdown]
-# **What it shows.** In the learning rate, SGD and RMSProp approach their slow flow at order 1: 1.04 (95 % interval 0.95
-# to 1.12) and 0.99 (0.93 to 1.05), far better than the proved $\frac14$. With momentum 0.9 the errors at these rates are
-# larger than those of RMSProp, have the other sign and fall faster, like $\eta^2$ or so. Three rates that bend (χ² per
-# degree of freedom 1.9) do not settle that order, as its interval of 0.7 to 3.3 says: perhaps two effects are at
-# work, and the asymptote is another.
+# **What it shows.** In the learning rate, SGD and RMSProp approach their slow flow at order 1: 1.04 (95 % interval
+# 0.95 to 1.12) and 0.99 (0.93 to 1.05), far better than the proved $\frac14$. With momentum 0.9 the error has the
+# other sign, is twice that of RMSProp at $\eta = 0.04$ and falls faster, about like $\eta^2$, down to the same size
+# at 0.02. Three rates that bend (χ² per degree of freedom 1.9) do not settle that order, as its interval of 0.7 to
+# 3.3 says: perhaps two effects are at work, and the asymptote is another.
 #
 # In the step, the plain mean is of order 1 and the extrapolated one of order 2. Their measured orders, 1.05 and 2.15,
-# are higher by the next term of the series, at steps as long as a quarter of the run, rather than by noise. At $h = 1/4$
-# the plain mean of $y$ is off by 0.022, 55 standard errors; the extrapolated means lie within 1.3 of the closed forms.
-# (The two extrapolated series coincide in the figure.)
+# are higher by the next term of the series, at steps as long as a quarter of the run, rather than by noise. At $h =
+# 1/4$ the plain mean of $y$ is off by 0.022, 55 standard errors; the extrapolated means lie within 1.3 of the closed
+# forms. (The two extrapolated series coincide in the figure.)
