@@ -69,8 +69,8 @@ def simulate(
         key: random key; None for `jax.random.key(0)`.
         save_at: a number of equally spaced times, or the times.
         metrics: names from `slowsde.metrics`, `Metric` objects, or {name: fn(params) -> scalar}.
-        solver: "auto"; for noise that does not diffuse "tsit5" (explicit), "implicit" (for stiff flows) or, by default,
-            the first for as long as it does well and then the second; otherwise "euler" (weak order 1).
+        solver: "auto"; for noise that does not diffuse "implicit", which is "auto" for label noise of one std and a
+            diagonal metric, or "tsit5" (explicit), which it is elsewhere; otherwise "euler" (weak order 1).
         dt: step of "euler" in slow time; None for (t1 − t0)/1000.
         rtol: tolerance of the adaptive solvers, relative to each parameter and to their root mean square.
         tol: with t1=inf, how still is stationary: `stats["stillness"]`, without units, see `SlowSDE.stillness`.

@@ -24,7 +24,7 @@ from .solvers import (
 )
 from .trajectory import Result
 
-SINGULAR = 30.0  # the contrast, see `start_contrast`, from which on a start is taken implicitly
+SINGULAR = 30.0  # the contrast, see `start_contrast`, from which on the steps of an SDE are graded at the start
 
 
 class Saved(eqx.Module):
@@ -45,7 +45,6 @@ class Ending(eqx.Module):
     state: State
     failed: Bool[Array, " paths"]
     too_long: Bool[Array, " paths"]
-    stiff: Bool[Array, " paths"]
     jumped: Bool[Array, " paths"]
     steps: Int[Array, " paths"]
 
@@ -61,49 +60,39 @@ def solve_flow(
     max_steps: int,
     progress: bool | None,
 ) -> tuple[Saved, Ending, str]:
-    """The slow ODE of noise that does not diffuse, by "tsit5", "implicit" or "auto", and the solvers that were used.
+    """The slow ODE of noise that does not diffuse, by "tsit5", "implicit" or "auto", and the solver that was used.
 
-    "auto" starts explicitly and goes on implicitly from where the flow turns out to be stiff.
+    "auto" is implicit wherever the metric can be damped: there it takes less time for the same error even on flows that
+    are hardly stiff, and follows a singular start, where Runge–Kutta methods do not see their own error.
     """
     dtype = state0[0].dtype
-    allowed = jnp.asarray(max(rtol, 100 * float(jnp.finfo(dtype).eps)), dtype)  # an array: one compilation serves all
-
-    contrast = start_contrast(slow, state0)
+    method = chosen_method(slow, state0, solver)
     # A singular start needs steps that are short against its own scale of time, in which v grows and S falls.
-    shortest = 10 * jnp.finfo(dtype).eps * (interval[1] - interval[0]) * jnp.minimum(1, contrast**-2)
+    shortest = (
+        10 * jnp.finfo(dtype).eps * (interval[1] - interval[0]) * jnp.minimum(1, start_contrast(slow, state0) ** -2)
+    )
+    # Numbers as arrays: one compilation serves all.
+    rounding = float(jnp.finfo(dtype).eps)
+    saved, ending = _flow(
+        slow,
+        state0,
+        jnp.asarray(times, dtype),
+        jnp.asarray(interval, dtype),
+        jnp.asarray(max(rtol, 100 * rounding), dtype),
+        shortest.astype(dtype),
+        method,
+        max_steps=max_steps,
+        shown=meter("simulate", progress),
+    )
+    return saved, ending, method
 
-    def run(state: State, start: float, wanted: np.ndarray, method: str, switch: bool) -> tuple[Saved, Ending]:
-        ends = (jnp.asarray(start, dtype), jnp.asarray(interval[1], dtype))
-        shown = meter("simulate", progress)
-        return _flow(
-            slow,
-            state,
-            jnp.asarray(wanted, dtype),
-            ends,
-            allowed,
-            shortest.astype(dtype),
-            method,
-            switch,
-            max_steps=max_steps,
-            shown=shown,
-        )
 
-    can_damp = suits_implicit(slow, state0)
-    if solver == "implicit" and not can_damp:
+def chosen_method(slow: SlowState, state: State, solver: str) -> str:
+    """ "implicit" or "tsit5"; ValueError if `solver` is implicit and the metric cannot be damped."""
+    suits = slow.sde.has_sharpness and slow.sde.metric(slow.v(state)).damped(jnp.zeros_like(state[0])) is not None
+    if solver == "implicit" and not suits:
         raise ValueError("solver='implicit' needs a metric that can be damped: diagonal, as Adam's; use 'auto'.")
-    # Runge–Kutta methods do not see their error where v starts from 0, as S is no smooth function of time there.
-    singular = solver == "auto" and can_damp and contrast > SINGULAR
-    first = "implicit" if solver == "implicit" or singular else "tsit5"
-    saved, ending = run(state0, interval[0], times, first, switch=solver == "auto" and can_damp)
-    if not bool(ending.stiff[0]):
-        return saved, ending, first
-    done = int(np.sum(times <= float(ending.time[0])))
-    if done == times.size:
-        return saved, eqx.tree_at(lambda e: e.failed, ending, jnp.zeros_like(ending.failed)), first
-    state = jax.tree.map(lambda leaf: leaf[0], ending.state)
-    rest, final = run(state, float(ending.time[0]), times[done:], "implicit", switch=False)
-    saved = jax.tree.map(lambda a, b: jnp.concatenate([a[:, :done], b], axis=1), saved, rest)
-    return saved, eqx.tree_at(lambda e: e.steps, final, final.steps + ending.steps), "tsit5, implicit"
+    return "tsit5" if solver == "tsit5" or not suits else "implicit"
 
 
 @eqx.filter_jit
@@ -114,25 +103,19 @@ def start_contrast(slow: SlowState, state: State) -> Array:
     return jnp.linalg.norm(sde.metric(slow.v(state))(factor)) / jnp.linalg.norm(sde.metric(sde.equilibrium(x))(factor))
 
 
-def suits_implicit(slow: SlowState, state: State) -> bool:
-    """Whether the noise has a sharpness and the metric can be damped, as an implicit step asks."""
-    return slow.sde.has_sharpness and slow.sde.metric(slow.v(state)).damped(jnp.zeros_like(state[0])) is not None
-
-
 def solve_to_rest(
     slow: SlowState, state0: State, t0: float, solver: str, *, rtol: float, tol: float, max_steps: int
 ) -> Ending:
     """The slow ODE until it is stationary to `tol` (see `SlowSDE.stillness`); `too_long` says that it was not."""
     dtype = state0[0].dtype
     eps = float(jnp.finfo(dtype).eps)
-    explicit = solver == "tsit5" or not suits_implicit(slow, state0)
     ending = _to_rest(
         slow,
         state0,
         jnp.asarray(t0, dtype),
         jnp.asarray(max(rtol, 100 * eps), dtype),
         jnp.asarray(max(tol, 1e3 * eps), dtype),
-        "tsit5" if explicit else "implicit",
+        chosen_method(slow, state0, solver),
         max_steps=max_steps,
     )
     return jax.tree.map(lambda leaf: leaf[None], ending)
@@ -178,23 +161,30 @@ def _flow(
     slow: SlowState,
     state0: State,
     times: Float[Array, " T"],
-    interval: tuple[Array, Array],
+    interval: Float[Array, " 2"],
     rtol: Array,
     shortest: Array,
     method: str,
-    switch: bool,
     *,
     max_steps: int,
     shown: dfx.AbstractProgressMeter[Any],
 ) -> tuple[Saved, Ending]:
     controller: Any = dfx.PIDController(rtol=0.0, atol=1.0, dtmin=shortest, force_dtmin=False)
     if method == "tsit5":
-        solver: Any = ReturningSolver(dfx.Tsit5(), slow, rtol, interval[1] if switch else None)
+        solver: Any = ReturningSolver(dfx.Tsit5(), slow, rtol)
     else:
         solver = ExtrapolatedImplicit(slow, rtol)
         controller = LandingController(controller, times)  # it has no dense output of its order
     saved, ending = _solve(
-        slow, dfx.ODETerm(SlowFlow(slow)), solver, controller, state0, times, interval, max_steps, shown
+        slow,
+        dfx.ODETerm(SlowFlow(slow)),
+        solver,
+        controller,
+        state0,
+        times,
+        (interval[0], interval[1]),
+        max_steps,
+        shown,
     )
     return jax.tree.map(lambda leaf: leaf[None], (saved, ending))
 
@@ -297,7 +287,6 @@ def _ending(solution: dfx.Solution, time: Array, state: State) -> Ending:
         state=state,
         failed=(result != dfx.RESULTS.successful) & (result != dfx.RESULTS.event_occurred),
         too_long=result == dfx.RESULTS.max_steps_reached,
-        stiff=result == dfx.RESULTS.stagnation,
         jumped=jnp.asarray(False),
         steps=solution.stats["num_steps"],
     )

@@ -295,9 +295,9 @@ def test_solvers_agree_and_the_run_is_described(start: Any) -> None:
     noisy = problem(ss.LabelNoise(batch_size=batch))
     runs = [
         ss.simulate(noisy, optimizer, start, 2 * t1, save_at=5, metrics=OBSERVABLES, solver=solver)
-        for solver in ("auto", "implicit")
+        for solver in ("auto", "tsit5")
     ]
-    assert [run.stats["solver"] for run in runs] == ["tsit5", "implicit"]
+    assert [run.stats["solver"] for run in runs] == ["implicit", "tsit5"]
     for name in OBSERVABLES:
         np.testing.assert_allclose(runs[1].metrics[name], runs[0].metrics[name], rtol=1e-4)
     assert runs[0].stats["route"] == "CrossEntropyLoss"
