@@ -17,8 +17,12 @@
 # $$\mathrm{tr}\,\mathrm{Diag}(H)^{1/2} \approx d\sum_a |(W_3W_2)_{\cdot a}|
 # + \sum_a |(W_3)_{\cdot a}| \sum_b |(W_1)_{b\cdot}|
 # + d\sum_b |(W_2W_1)_{b\cdot}|.$$
-# The first does not change when a rotation is put between the factors, and becomes a Schatten quasi-norm of $W$. The
-# second does: it asks that hidden *units* vanish, one by one.
+# The first does not change when a rotation is put between the factors, the second does: it counts hidden units. For
+# diagonal factors of equal size, $W$ with singular values $\sigma_i$, they are
+# $$2d\sum_i\sigma_i^{4/3} + \Big(\sum_i\sigma_i^{2/3}\Big)^2 \qquad\text{and}\qquad
+# 2d\sum_i\sigma_i^{2/3} + \Big(\sum_i\sigma_i^{1/3}\Big)^2.$$
+# The sums with weight $2d$ are convex in $\sigma$ for SGD, concave for Adam: Adam should prefer few singular values more
+# strongly, if having to align them with units does not get in the way.
 
 # %%
 import os
@@ -143,12 +147,11 @@ plt.show()
 # (Adam's exceeds it by 3.4 ± 0.4), Adam with the smaller $\mathrm{tr}\,\mathrm{Diag}(H)^{1/2}$ (15.9 ± 0.6 against
 # 35.1 ± 1.2).
 #
-# One might expect that a measure that depends on how the factors are rotated harms the rank. With these Gaussian
+# One might fear that a measure that depends on how the factors are rotated harms the rank. With these Gaussian
 # measurements it **does not, it helps**: Adam ends at effective rank 1.10 ± 0.06, SGD at 1.55 ± 0.11, and the
 # relative test error of Adam is smaller by 0.10 ± 0.03, with recovery to 1e-4 for 13 of 16 seeds (SGD, whose curves
-# are almost flat by then: one). Sums of norms, not of squares, over hidden units remove whole units: the same step
-# from a convex to a concave penalty as from $\ell_1$ to $\ell_{1/2}$, and here, unlike there, the flow mostly finds
-# its good minima. One seed (the fourth) fails for both. Other measurements, such as single entries of the matrix,
+# are almost flat by then: one). That is what the exponents above suggest, and aligning singular vectors with units
+# does not prevent it. One seed (the fourth) fails for both. Other measurements, such as single entries of the matrix,
 # single out axes and may decide otherwise: change `A` and see.
 #
 # Discrete runs (four for each of four seeds) end at the same place. The largest gaps, at
