@@ -14,15 +14,14 @@
 # **Theory.** SGD descends $\mathrm{tr}\,H$, Adam $\mathrm{tr}\,\mathrm{Diag}(H)^{1/2}$. For Gaussian $A_i$, with
 # columns $a$ and rows $b$,
 # $$\mathrm{tr}\,H \approx d\,\|W_3W_2\|_F^2 + \|W_3\|_F^2\|W_1\|_F^2 + d\,\|W_2W_1\|_F^2,$$
-# $$\mathrm{tr}\,\mathrm{Diag}(H)^{1/2} \approx d\sum_a |(W_3W_2)_{\cdot a}|
-# + \sum_a |(W_3)_{\cdot a}| \sum_b |(W_1)_{b\cdot}|
-# + d\sum_b |(W_2W_1)_{b\cdot}|.$$
+# $$\mathrm{tr}\,\mathrm{Diag}(H)^{1/2} \approx d\sum_a |(W_3W_2)_{\cdot a}| +
+# \sum_a |(W_3)_{\cdot a}| \sum_b |(W_1)_{b\cdot}| + d\sum_b |(W_2W_1)_{b\cdot}|.$$
 # The first does not change when a rotation is put between the factors, the second does: it counts hidden units. For
 # diagonal factors of equal size, $W$ with singular values $\sigma_i$, they are
 # $$2d\sum_i\sigma_i^{4/3} + \Big(\sum_i\sigma_i^{2/3}\Big)^2 \qquad\text{and}\qquad
 # 2d\sum_i\sigma_i^{2/3} + \Big(\sum_i\sigma_i^{1/3}\Big)^2.$$
-# The sums with weight $2d$ are convex in $\sigma$ for SGD, concave for Adam: Adam should prefer few singular values more
-# strongly, if having to align them with units does not get in the way.
+# The sums with weight $2d$ are convex in $\sigma$ for SGD, concave for Adam: Adam should prefer few singular values
+# more strongly, if having to align them with units does not get in the way.
 
 # %%
 import os
