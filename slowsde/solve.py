@@ -250,10 +250,10 @@ def _solve(
     """One path."""
 
     def save(t: Any, state: State, args: Any) -> Saved:
-        (x, v), regular = slow.returned(state)  # between steps the interpolant leaves Γ
-        if isinstance(solver, ManifoldEuler):
-            x, v = state  # the end of a step, which a resumed run starts from exactly
-        v = slow.v((x, v))
+        regular = jnp.asarray(True)
+        if isinstance(solver, ReturningSolver):  # others end a step there; between steps the interpolant leaves Γ
+            state, regular = slow.returned(state)
+        x, v = state[0], slow.v(state)
         normal = slow.sde.normal_space(x, v)
         residual = jnp.where(regular, slow.sde.loss.residual(x), jnp.nan)
         return Saved(x, v, residual, normal.rank.astype(x.dtype), normal.smallest, normal.largest)
