@@ -212,6 +212,6 @@ plt.show()
 # start matters as much as the measure, as it does in every non-convex penalty for sparse regression.
 #
 # SGD has the smaller $\|w\|_1$ everywhere. Adam does not have the smaller $\sum|w|^{1/2}$ at its local minima: from
-# the even start it exceeds SGD's by 0.05 ± 0.03. What Adam is, is fast: it rests at slow times of about 6, SGD at
-# times beyond 30. Discrete runs of both end where their slow flows are at the same time, within 2 standard errors.
-# (Seeds at different sample sizes share random numbers, so that standard errors over both are somewhat too small.)
+# the even start it exceeds SGD's by 0.05 ± 0.03. Discrete runs of both end where their slow flows are at the same
+# time, within 2 standard errors. (Seeds at different sample sizes share random numbers, so that standard errors over
+# both are somewhat too small.)
