@@ -75,7 +75,7 @@ def slope(errors: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("method", ["adam", "rmsprop"])
-@pytest.mark.parametrize("eps", [1e-2, 1e2])
+@pytest.mark.parametrize("eps", [1e-2, pytest.param(1e2, marks=pytest.mark.slow)])
 def test_the_correction_makes_order_one_order_two(method: str, eps: float) -> None:
     corrected, plain = gaps(eps, method=method), gaps(eps, method=method, corrected=False)
     assert abs(slope(corrected) - 2) < 0.1

@@ -63,6 +63,7 @@ def test_coefficients_are_those_of_the_assembled_matrix(point: Any, rate: float)
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_discrete_runs_approach_the_slow_flow(point: Any) -> None:
     """Gap of tr H after t = 0.5, 128 paths: below 4 s.e. + a share of what the groups change, and falling with η."""
     run: dict[str, Any] = {"save_at": [0.5], "metrics": ("trace_hessian",)}

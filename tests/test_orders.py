@@ -385,6 +385,7 @@ def wrapped(phi: np.ndarray) -> np.ndarray:
     return np.angle(np.exp(1j * phi))
 
 
+@pytest.mark.slow
 def test_strong_order_one_where_one_noise_drives_a_curve() -> None:
     """Noise along the circle: φ = W exactly, a step moves φ by arctan ΔW, so that the RMS error is √(15/9 · T) h."""
     steps = [16, 32, 64, 256]

@@ -83,6 +83,7 @@ def test_equinox_and_dict_give_the_same_numbers(dict_run):
     assert found.final_params.layers[0].weight.shape == (1, 5, 2)
 
 
+@pytest.mark.slow
 def test_flax_and_dict_give_the_same_numbers(dict_run):
     found = run("flax")
     np.testing.assert_allclose(found.metrics["trace_hessian"], dict_run.metrics["trace_hessian"], rtol=1e-6)

@@ -85,6 +85,7 @@ def test_an_explicit_solver_alone_says_that_the_flow_is_stiff(start: Any) -> Non
     assert np.isfinite(caught.value.trajectory.params["u"][0, 0]).all()
 
 
+@pytest.mark.slow
 def test_the_quasi_static_limit_is_the_limit_of_fast_states(start: Any) -> None:
     """c → ∞: v = αV(H) at once. The distance to it falls like 1/c."""
     times = {"save_at": [0.0, 0.02], "metrics": L1, "solver": "tsit5", "rtol": 1e-8}

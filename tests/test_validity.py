@@ -96,6 +96,7 @@ def weak_valley(curvature: float) -> ss.Problem:
     return ss.Problem(loss, ss.GaussianNoise(0.3 * np.eye(3)[:, :2]))
 
 
+@pytest.mark.slow
 def test_fluctuations_that_do_not_settle_are_named_relaxation() -> None:
     """1/(ηλ) = 370 steps of 400: the iterates have not felt the weak direction yet. Their limits Φ have."""
     problem, x0, lr = weak_valley(0.01), np.array([0.0, 0.0, 1.0]), 0.1
@@ -138,6 +139,7 @@ def test_single_samples_lower_the_edge(start: Any) -> None:
     assert ss.validity(one, SGD, slow, lr).verdict == "not valid"
 
 
+@pytest.mark.slow
 def test_a_short_memory_of_the_state_and_a_long_one_of_the_momentum_are_named(start: Any) -> None:
     quick = ss.rmsprop(c=200.0, eps=2e-2)
     slow = ss.simulate(NETWORK, quick, start, 1.0, save_at=21, metrics=TRACE)

@@ -84,7 +84,7 @@ def test_deterministic_valley_is_the_lambert_function() -> None:
     np.testing.assert_array_equal(found.params[0], found.params[1])
 
 
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_brownian_motion_on_the_sphere(n: int) -> None:
     """Isotropic noise, S = I: E X = e^{−(n−1)t/2} x0 and E X1² = 1/n + (1 − 1/n) e^{−nt}."""
     problem = ss.Problem(lambda x: 0.25 * (x @ x - 1) ** 2, ss.GaussianNoise(1.0))
