@@ -194,12 +194,12 @@ if not QUICK:
 # smallest one the test cross-entropy and both single predictions agree with the slow flow to two standard errors. (The
 # accuracy does not quite: it counts images near a border between classes, and moves by 70 of them.) With 20 images the
 # sharpness converges as well, but at the smallest rate the digit that rises still lags by a fifth, and the tables show
-# a likely reason: the smallest eigenvalue of $H' = S^{1/2}HS^{1/2}$ is a hundred times smaller. Noise needs the slow time
-# $\eta/\lambda$ to fill a fitted direction of eigenvalue $\lambda$. Where $\eta/\lambda_{\min}$ exceeds the whole run,
-# the flattest directions have not come to the equilibrium that the slow SDE takes for granted. They count little in the
-# sharpness, a sum over all weights; a single test image may depend on them. (The `relaxation` ratio weighs directions
-# by their share in the noise and only says "doubtful"; look at `η/λ_min` when a single prediction matters.) The other
-# warning, `fluctuation`, is about the size of the noise, and falls with $\eta$.
+# a likely reason: the smallest eigenvalue of $H' = S^{1/2}HS^{1/2}$ is a hundred times smaller. Noise needs the slow
+# time $\eta/\lambda$ to fill a fitted direction of eigenvalue $\lambda$. Where $\eta/\lambda_{\min}$ exceeds the whole
+# run, the flattest directions have not come to the equilibrium that the slow SDE takes for granted. They count little
+# in the sharpness, a sum over all weights; a single test image may depend on them. (The `relaxation` ratio weighs
+# directions by their share in the noise and only says "doubtful"; look at `η/λ_min` when a single prediction matters.)
+# The other warning, `fluctuation`, is about the size of the noise, and falls with $\eta$.
 
 # %%
 for each, lr in compared:
