@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 import manifolds as mf
 from manifolds import second_order
+from manifolds.blocks import batches_well
 from manifolds.coordinates import Coordinates
 
 from .optimizers import AGM
@@ -65,6 +66,11 @@ class SlowSDE(eqx.Module):
     def equilibrium(self, x: Vector) -> PyTree:
         """V(Σ(x)), where the state v relaxes to."""
         return self.optimizer.state_of_factor(self.factor(x), self.chart)
+
+    def batches_well(self, x: Vector) -> bool:
+        """Whether what is computed at a point may be vectorized over points, see `manifolds.blocks`."""
+        values = jax.eval_shape(lambda y: self.loss.normal_space(y, mf.Identity()).values, x)
+        return batches_well(values.shape[0])
 
     def arranged(self, x: Vector, v: PyTree) -> PyTree:
         """v in the form of V(Σ), also if it is one second moment like params and the optimizer divides its own."""

@@ -233,7 +233,10 @@ def _solve_paths(
         ends, controller = (knots[0], knots[-1]), dfx.StepTo(knots)
         return _solve(slow, terms, ManifoldEuler(slow), controller, state, times, ends, knots.shape[0], shown)
 
-    return jax.vmap(path)(jnp.arange(states[0].shape[0]), states)
+    numbered = jnp.arange(states[0].shape[0]), states
+    if slow.sde.batches_well(states[0][0]):
+        return jax.vmap(path)(*numbered)
+    return jax.lax.map(lambda one: path(*one), numbered)
 
 
 def _solve(

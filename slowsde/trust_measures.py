@@ -35,7 +35,7 @@ def spectral_history(sde: SlowSDE, xs: Array, vs: PyTree) -> dict[str, Array]:
             "sampling_eigenvalue": sampling_eigenvalue(sde, point[0], normal),
         }
 
-    return _at_every_point(at, xs, vs)
+    return _at_every_point(at, sde, xs, vs)
 
 
 @eqx.filter_jit
@@ -59,12 +59,14 @@ def measure(sde: SlowSDE, xs: Array, vs: PyTree, rates: Float[Array, " T"]) -> d
             "metric": normal.metric.largest().astype(x.dtype),
         }
 
-    return _at_every_point(at, xs, vs, jnp.broadcast_to(rates, xs.shape[:2]))
+    return _at_every_point(at, sde, xs, vs, jnp.broadcast_to(rates, xs.shape[:2]))
 
 
-def _at_every_point(function: Callable[[Any], dict[str, Array]], xs: Array, *others: PyTree) -> dict[str, Array]:
+def _at_every_point(
+    function: Callable[[Any], dict[str, Array]], sde: SlowSDE, xs: Array, *others: PyTree
+) -> dict[str, Array]:
     points = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), (xs, *others))
-    found = map_in_blocks(function, points, 8)
+    found = map_in_blocks(function, points, 8 if sde.batches_well(xs[0, 0]) else 1)
     return {name: values.reshape(xs.shape[:2]) for name, values in found.items()}
 
 
