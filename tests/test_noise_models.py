@@ -147,6 +147,7 @@ def test_noise_of_different_labels_is_normal_to_the_manifold(start: Any, geometr
     assert float(ss.LabelNoise(np.full(2, 0.5), batch_size=2).hessian_scale(regression())) == 0.125
 
 
+@pytest.mark.slow
 def test_discrete_runs_of_different_labels_approach_the_slow_ode(start: Any) -> None:
     """256 runs each; the gap falls to 3 % or 4 s.e. A flow with the mean variance is more than 10 s.e. off."""
     std, options = np.array([0.2, 1.5]), {"save_at": 3, "metrics": ("trace_hessian",)}

@@ -212,6 +212,7 @@ def test_unfit_runs_are_refused(optimizer: Any, settings: dict[str, Any], messag
         ss.run_discrete(PROBLEM, optimizer, START, 0.1, lr=LR, **settings)
 
 
+@pytest.mark.slow
 def test_optax_adam_approaches_the_slow_sde() -> None:
     """tr H at t = ½, 256 paths each: the gap at η = 0.01 is a quarter of that at 0.04 (1.09 ± 0.05), within 4 s.e."""
     common: dict[str, Any] = {"metrics": ("trace_hessian",), "save_at": [0.0, 0.5]}

@@ -397,6 +397,7 @@ def test_strong_order_one_where_one_noise_drives_a_curve() -> None:
     assert np.sqrt((gaps[-1] ** 2).mean()) == pytest.approx(np.sqrt(15 / 9 * T) * T / steps[-1], rel=0.05)
 
 
+@pytest.mark.slow
 def test_strong_order_one_half_where_two_noises_do_not_commute() -> None:
     """Isotropic noise: dφ = −sin φ dW¹ + cos φ dW², whose fields have the bracket 1, so that ½ is the best possible.
 

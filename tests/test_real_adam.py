@@ -21,7 +21,7 @@ PATHS = 256
     ("setting", "c", "t1", "lr"),
     [
         ({"weight_decay": 0.5}, 2.0, 0.5, 0.025),
-        ({"schedule": lambda t: jnp.exp(-2.0 * t)}, 2.0, 0.5, 0.025),
+        pytest.param({"schedule": lambda t: jnp.exp(-2.0 * t)}, 2.0, 0.5, 0.025, marks=pytest.mark.slow),
         # A long memory, so that it matters whether v̂ is a mean since the start or still remembers V(Σ) there.
         ({"bias_correction": True}, 0.1, 1.0, 0.0125),
     ],

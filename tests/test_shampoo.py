@@ -234,6 +234,7 @@ def test_the_drift_has_no_potential_unlike_that_of_adam(minimizer: Any) -> None:
     assert curl_of(ss.shampoo(1.0, eps=EPS)) > 1e-2
 
 
+@pytest.mark.slow
 def test_discrete_shampoo_approaches_the_slow_flow(tmp_path: Path) -> None:
     """64 paths, iterates as they come; tr H falls from 1.78 to 1.08, with gaps 0.209 ± 0.029 and −0.003 ± 0.010."""
     gap, error, slow = gaps(ss.shampoo(1.0, eps=EPS), (0.1, 0.025), paths=64, project=False)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy.integrate import solve_ivp
 
 import slowsde as ss
@@ -26,6 +27,7 @@ def moments(times: list[float], eps: float = EPS) -> np.ndarray:
     return found.y
 
 
+@pytest.mark.slow
 def test_moments_from_nothing_in_a_valley() -> None:
     """E y, E y² of 2048 paths within 4 standard errors; with another ε far outside."""
     problem = ss.Problem(lambda x: 0.5 * jnp.exp(0.5 * x[1] ** 2) * x[0] ** 2, ss.GaussianNoise(np.diag(SIGMA)))

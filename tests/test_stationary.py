@@ -35,7 +35,7 @@ def projected_gradient(params: Any, lam: float) -> float:
 @pytest.mark.parametrize(
     ("optimizer", "lam"),
     [
-        (ss.sgd(), 0.0),
+        pytest.param(ss.sgd(), 0.0, marks=pytest.mark.slow),
         (ss.adam(10.0, eps=1e-6), 0.5),
         pytest.param(ss.adame(10.0, 0.75, eps=1e-4), 0.75, marks=pytest.mark.slow),
     ],

@@ -56,6 +56,7 @@ def test_a_stiff_flow_reaches_the_sparse_solution_in_few_steps(start: Any, c: fl
     assert found.stats["ranks"][0, -1] == SPARSE
 
 
+@pytest.mark.slow
 def test_without_damping_the_implicit_solver_crawls_too(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes the steps implicit is the damped metric: with S in its place 400 steps do not suffice."""
     monkeypatch.setattr(SlowSDE, "damped_metric", lambda self, x, metric, gradient, t, h: metric.damped(0 * x))

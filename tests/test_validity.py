@@ -129,6 +129,7 @@ def test_a_start_off_the_manifold_that_does_not_relax_is_named_relaxation() -> N
     assert ss.validity(problem, SGD, ss.simulate(problem, SGD, on, 2.0, save_at=11), 0.05).verdict != found.verdict
 
 
+@pytest.mark.slow
 def test_single_samples_lower_the_edge(start: Any) -> None:
     """Label noise of one sample a step: the Hessian of a step varies, and the gap is there well below the edge of H."""
     one = diagonal_network(ss.LabelNoise(0.3, batch_size=1))

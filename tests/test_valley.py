@@ -99,6 +99,7 @@ def test_brownian_motion_on_the_sphere(n: int) -> None:
         assert abs(z_score(found.params[:, -1, 0], 1.0)) > 20
 
 
+@pytest.mark.slow
 def test_minibatch_noise_of_an_empirical_risk_matches_its_own_discrete_runs() -> None:
     """Per-sample gradients that do not vanish on Γ: Σ = Cov/b drives a real SDE, checked against discrete SGD."""
     data = np.random.default_rng(0).normal(size=(16, 2))
