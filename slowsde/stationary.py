@@ -44,7 +44,8 @@ def stationary_point(
     That is `simulate(..., t1=inf)`, whose other arguments (`v0`, `tol`, `rtol`, `max_steps`, `route`, ...) it takes.
 
     Raises: ValueError on bad input and where the noise diffuses, so that nothing comes to rest; `RunError`
-        (NOT_STATIONARY) with what there was if the flow still moves after `max_steps`.
+        (NOT_STATIONARY) with what there was if the flow still moves after `max_steps`. Some ends are approached
+        so slowly that a larger `tol`, such as 1e-4, is all that can be had in a reasonable time.
 
     Example:
         >>> stationary_point(problem, adam(c=10.0, eps=1e-6), params0, metrics=("trace_hessian",)).metrics

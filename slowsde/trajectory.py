@@ -36,7 +36,7 @@ class Result(enum.IntEnum):
             Result.NON_FINITE: "the state became non-finite; use a smaller step (dt or lr)",
             Result.MAX_STEPS: "max_steps was reached; the flow is stiff there: raise eps or max_steps",
             Result.NOT_STATIONARY: "max_steps was reached and the flow still moves (there may be no stationary point): "
-            "raise max_steps, or give a finite t1",
+            "raise max_steps, or tol if stats['stillness'] is small enough for you, or give a finite t1",
         }[self]
 
 
