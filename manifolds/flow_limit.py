@@ -8,15 +8,14 @@ from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .blocks import batches_well, map_in_blocks
+from .blocks import map_in_blocks
 from .gradient_flow import GradientFlow, RosenbrockFlow
 from .losses import AbstractLoss
-from .metrics import AbstractMetric, Identity
+from .metrics import AbstractMetric
 from .normal_space import rank_tolerance
 from .precision import is_traced
 from .return_map import gauss_newton_return, rank_on_manifold
@@ -157,6 +156,5 @@ def limit_points(
     loss: AbstractLoss, xs: Float[Array, "n p"], metrics: Any, rank: Any, *, batch_size: int = 64, **options: Any
 ) -> LimitPoint:
     """`limit_point` of each row of xs, each in its own metric (leading axis n), `batch_size` at a time."""
-    values = jax.eval_shape(lambda x: loss.normal_space(x, Identity()).values, xs[0])
-    size = batch_size if batches_well(values.shape[0]) else 1
+    size = batch_size if loss.batches_well(xs[0]) else 1
     return map_in_blocks(lambda one: limit_point(loss, one[0], one[1], rank, **options), (xs, metrics), size)

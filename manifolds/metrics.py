@@ -131,7 +131,7 @@ class Reordered(AbstractMetric):
     order: Any  # (p,) integers
 
     def _in_order(self, act: Callable[[Any], Any], w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
-        return act(w[self.order])[jnp.argsort(self.order)]
+        return jnp.zeros_like(w).at[self.order].set(act(w[self.order]))
 
     def __call__(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
         return self._in_order(self.metric, w)

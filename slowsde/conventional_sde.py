@@ -12,8 +12,7 @@ V(∇L ∇Lᵀ) is what v sees besides far from Γ, and is O(η) near it. Moment
 """
 
 import time
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
@@ -34,7 +33,7 @@ from .progress import meter
 from .slow_sde import SlowSDE
 from .solve import step_grid
 from .solvers import StepBrownianPath, step_keys
-from .solvers.euler import StepEnds
+from .solvers.euler import AbstractEulerMaruyama
 from .start import initial_state
 from .trajectory import Result, Trajectory, finish
 
@@ -165,13 +164,8 @@ class Conventional(eqx.Module):
         columns = jnp.concatenate([self.sde.factor(x), self.sde.loss.gradient(x)[:, None]], axis=1)
         return self.sde.optimizer.state_of_factor(columns, self.sde.chart)
 
-    def relaxed(self, v: PyTree, target: PyTree, t: Any, h: Any) -> PyTree:
-        """v at t + h, exactly, while its target stays."""
-        renewed = self.sde.optimizer.renewed(t, h)
-        return jax.tree.map(lambda end, now: now + renewed * (end - now), target, v)
 
-
-class DriftHeun(dfx.AbstractItoSolver):
+class DriftHeun(AbstractEulerMaruyama):
     """Euler–Maruyama with the mean of the drift over the step: an Itô method, of order 2 where the noise is small.
 
         θ* = θ + f h + g ΔW,      θ₊ = θ + ½(f + f*) h + g ΔW,      f = f(θ, v),  g = g(θ, v),  f* = f(θ*, v*)
@@ -184,30 +178,16 @@ class DriftHeun(dfx.AbstractItoSolver):
     model: Conventional
     corrected: bool = eqx.field(static=True)
 
-    term_structure: ClassVar = dfx.MultiTerm[tuple[dfx.ODETerm, dfx.ControlTerm]]
-    interpolation_cls: ClassVar[Callable[..., StepEnds]] = StepEnds
-
-    def order(self, terms: Any) -> int:
-        return 1
-
-    def strong_order(self, terms: Any) -> float:
-        return 0.5
-
-    def init(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any) -> None:
-        return None
-
-    def func(self, terms: Any, t0: Any, y0: State, args: Any) -> State:
-        return terms.terms[0].vf(t0, y0, args)
-
     def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: None, made_jump: Any) -> Any:
         time, noise = terms.terms
         h, dW = time.contr(t0, t1), noise.contr(t0, t1)
         model, (x, v) = self.model, y0
+        relaxed = model.sde.optimizer.relaxed
         shake, f, target = model.diffusion(t0, y0) @ dW, model.drift(t0, y0), model.target(x)
-        y1 = x + h * f + shake, model.relaxed(v, target, t0, h)
+        y1 = x + h * f + shake, relaxed(v, target, t0, h)
         if self.corrected:
             mean = jax.tree.map(lambda a, b: 0.5 * (a + b), target, model.target(y1[0]))
-            y1 = x + 0.5 * h * (f + model.drift(t1, y1)) + shake, model.relaxed(v, mean, t0, h)
+            y1 = x + 0.5 * h * (f + model.drift(t1, y1)) + shake, relaxed(v, mean, t0, h)
         return y1, None, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
 
 

@@ -237,7 +237,7 @@ def _project(sde: SlowSDE, xs: Float[Array, "paths T p"], vs: PyTree) -> tuple[A
         found = limit_point(sde.loss, x, sde.metric(v), sde.rank, rtol=1e-6, max_steps=1000)
         return found.point, found.converged
 
-    flat, landed = map_in_blocks(one, points, 16 if sde.batches_well(xs[0, 0]) else 1)
+    flat, landed = map_in_blocks(one, points, 16 if sde.loss.batches_well(xs[0, 0]) else 1)
     return flat.reshape(xs.shape), landed.reshape(xs.shape[:2])
 
 

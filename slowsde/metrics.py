@@ -246,5 +246,5 @@ def _evaluate(metrics: tuple[tuple[str, Metric], ...], sde: SlowSDE, xs: Any, vs
         x, v = point
         return {name: metric.function(sde, x, v) for name, metric in metrics}
 
-    values = map_in_blocks(at, points, 8 if sde.batches_well(xs[0, 0]) else 1)
+    values = map_in_blocks(at, points, 8 if sde.loss.batches_well(xs[0, 0]) else 1)
     return {name: value.reshape(shape) for name, value in values.items()}

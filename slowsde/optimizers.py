@@ -102,10 +102,14 @@ class AGM(eqx.Module):
         # At t = 0, where v = V(Σ) already, 0/0 is avoided.
         return self.c / -jnp.expm1(-jnp.maximum(self.c * t, jnp.finfo(jnp.result_type(t)).eps ** 0.5))
 
-    def renewed(self, t: Any, h: Any) -> Array:
-        """The share of v(t + h) that has come since t: 1−e^{−ch}, or (1−e^{−ch})/(1−e^{−c(t+h)}) for a corrected v."""
+    def relaxed(self, v: PyTree, target: PyTree, t: Any, h: Any) -> PyTree:
+        """v at t + h from v at t, exactly, if its target V(Σ) stays: v + (V(Σ) − v)(1−e^{−ch}).
+
+        For a corrected v the share that has come since t is (1−e^{−ch})/(1−e^{−c(t+h)}).
+        """
         share = -jnp.expm1(-self.c * h)  # exact for short h, in which a v that starts at 0 must grow
-        return share / -jnp.expm1(-self.c * (t + h)) if self.bias_correction else share
+        renewed = share / -jnp.expm1(-self.c * (t + h)) if self.bias_correction else share
+        return jax.tree.map(lambda end, now: now + renewed * (end - now), target, v)
 
     @property
     def decays(self) -> bool:

@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int, PyTree
 
 import manifolds as mf
 from manifolds import second_order
-from manifolds.blocks import batches_well
 from manifolds.coordinates import Coordinates
 
 from .optimizers import AGM
@@ -66,11 +65,6 @@ class SlowSDE(eqx.Module):
     def equilibrium(self, x: Vector) -> PyTree:
         """V(Σ(x)), where the state v relaxes to."""
         return self.optimizer.state_of_factor(self.factor(x), self.chart)
-
-    def batches_well(self, x: Vector) -> bool:
-        """Whether what is computed at a point may be vectorized over points, see `manifolds.blocks`."""
-        values = jax.eval_shape(lambda y: self.loss.normal_space(y, mf.Identity()).values, x)
-        return batches_well(values.shape[0])
 
     def arranged(self, x: Vector, v: PyTree) -> PyTree:
         """v in the form of V(Σ), also if it is one second moment like params and the optimizer divides its own."""
@@ -122,8 +116,7 @@ class SlowSDE(eqx.Module):
 
     def relaxed(self, x: Vector, v: PyTree, t: Any, h: Any) -> PyTree:
         """v at t + h from v at t if x stays: v + (V(Σ) − v)(1 − e^{−ch}), exactly."""
-        renewed = self.optimizer.renewed(t, h)
-        return jax.tree.map(lambda target, now: now + renewed * (target - now), self.equilibrium(x), v)
+        return self.optimizer.relaxed(v, self.equilibrium(x), t, h)
 
     def diffusion(self, x: Vector, normal: Any, t: Any) -> Float[Array, "p r"]:
         """s Π S B; zero for label noise."""

@@ -234,7 +234,7 @@ def _solve_paths(
         return _solve(slow, terms, ManifoldEuler(slow), controller, state, times, ends, knots.shape[0], shown)
 
     numbered = jnp.arange(states[0].shape[0]), states
-    if slow.sde.batches_well(states[0][0]):
+    if slow.sde.loss.batches_well(states[0][0]):
         return jax.vmap(path)(*numbered)
     return jax.lax.map(lambda one: path(*one), numbered)
 

@@ -66,7 +66,7 @@ def _at_every_point(
     function: Callable[[Any], dict[str, Array]], sde: SlowSDE, xs: Array, *others: PyTree
 ) -> dict[str, Array]:
     points = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), (xs, *others))
-    found = map_in_blocks(function, points, 8 if sde.batches_well(xs[0, 0]) else 1)
+    found = map_in_blocks(function, points, 8 if sde.loss.batches_well(xs[0, 0]) else 1)
     return {name: values.reshape(xs.shape[:2]) for name, values in found.items()}
 
 

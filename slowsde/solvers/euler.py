@@ -29,20 +29,8 @@ class StepEnds(dfx.AbstractLocalInterpolation):
         return jax.tree.map(lambda a, b: jnp.where(late, b, a), self.y0, self.y1)
 
 
-class ManifoldEuler(dfx.AbstractItoSolver):
-    """Tangential Euler–Maruyama with the return to Γ: weak order 1, strong order ½ for the slow SDE (Itô).
-
-        x* = ζ − ½ Π S T[C] h + Π S B ΔW,     ζ₊ = return of x* in the metric S,     v₊ = V(Σ) + (v − V(Σ)) e^{−ch}
-
-    The return has the second derivative of Φ_S along Γ, so it adds the normal drift −½ S^½(H')⁺S^½ T[Σ_∥] h by itself;
-    the frozen-ζ equation for v is solved exactly, so that a large c does not limit the step.
-
-    A step along which the root of the last eigenvalue of H', continued linearly, would vanish ends with
-    `dt_min_reached`. The root, a singular value of J S^½ for least squares, passes zero with a slope where the rank is
-    lost; the eigenvalue itself only touches it, and its continuation would also refuse steps far from there.
-    """
-
-    slow: SlowState
+class AbstractEulerMaruyama(dfx.AbstractItoSolver):
+    """What one-step methods of weak order 1 and strong order ½ have in common: all but the step."""
 
     term_structure: ClassVar = dfx.MultiTerm[tuple[dfx.ODETerm, dfx.ControlTerm]]
     interpolation_cls: ClassVar[Callable[..., StepEnds]] = StepEnds
@@ -58,6 +46,22 @@ class ManifoldEuler(dfx.AbstractItoSolver):
 
     def func(self, terms: Any, t0: Any, y0: State, args: Any) -> State:
         return terms.terms[0].vf(t0, y0, args)
+
+
+class ManifoldEuler(AbstractEulerMaruyama):
+    """Tangential Euler–Maruyama with the return to Γ: weak order 1, strong order ½ for the slow SDE (Itô).
+
+        x* = ζ − ½ Π S T[C] h + Π S B ΔW,     ζ₊ = return of x* in the metric S,     v₊ = V(Σ) + (v − V(Σ)) e^{−ch}
+
+    The return has the second derivative of Φ_S along Γ, so it adds the normal drift −½ S^½(H')⁺S^½ T[Σ_∥] h by itself;
+    the frozen-ζ equation for v is solved exactly, so that a large c does not limit the step.
+
+    A step along which the root of the last eigenvalue of H', continued linearly, would vanish ends with
+    `dt_min_reached`. The root, a singular value of J S^½ for least squares, passes zero with a slope where the rank is
+    lost; the eigenvalue itself only touches it, and its continuation would also refuse steps far from there.
+    """
+
+    slow: SlowState
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: None, made_jump: Any) -> Any:
         time, noise = terms.terms
