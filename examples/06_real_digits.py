@@ -157,7 +157,7 @@ def draw(ax, each, name, line="-", labelled=True):
                 "markerfacecolor": "white",
                 "linestyle": "none",
             }
-            label = rf"Adam, $\eta$={lr:g} (mean of {PATHS[each]} ± 2 s.e.)" if labelled else None
+            label = rf"Adam, $\eta$={lr:g} (mean ± 2 s.e.)" if labelled else None
             means, errors = comparison.discrete_mean[name], comparison.standard_error[name]
             ax.errorbar(comparison.ts + shift, means, 2 * errors, capsize=2, label=label, **style)
     slow = cases[each][2]
@@ -165,11 +165,10 @@ def draw(ax, each, name, line="-", labelled=True):
 
 
 def draw_digit(ax, i, end):
-    """Test image i and its class at the end of its curve."""
-    picture = OffsetImage(unseen[i].reshape(8, 8), zoom=3, cmap="gray_r")
-    beside = {"boxcoords": "offset points", "frameon": False, "annotation_clip": False}
-    ax.add_artist(AnnotationBbox(picture, (END, end), xybox=(26, 0), **beside))
-    ax.annotate(f"a {truth[i]}", (END, end), xytext=(26, -26), textcoords="offset points", ha="center")
+    """Test image i and its class, right of the end of its curve."""
+    picture = OffsetImage(unseen[i].reshape(8, 8), zoom=2.6, cmap="gray_r")
+    ax.add_artist(AnnotationBbox(picture, (1.14 * END, end), frameon=False))
+    ax.annotate(f"a {truth[i]}", (1.14 * END, end), xytext=(0, -22), textcoords="offset points", ha="center")
 
 
 fig, axes = plt.subplots(3, len(cases), figsize=(4.2 * len(cases), 8), layout="constrained", sharex=True, squeeze=False)
@@ -180,12 +179,15 @@ for column, (each, (_, _, slow, _, chosen, _)) in zip(axes.T, cases.items(), str
     draw(column[2], each, "probability_falls", "--", labelled=False)
     for how, i in chosen.items():
         draw_digit(column[2], i, slow.metrics[f"probability_{how}"][0, -1])
-    column[0].set_title(f"{10 * each} images, {slow.stats['rank']} directions fitted", fontsize="medium")
-    column[0].legend(fontsize="small")
-    column[2].set_xlabel(ss.plot.TIME)
+    column[0].set_title(
+        f"{10 * each} images, {slow.stats['rank']} directions fitted\n{PATHS[each]} runs of Adam", fontsize="medium"
+    )
+    column[2].set(xlabel=ss.plot.TIME, xlim=(-0.03 * END, 1.24 * END))
+    column[2].margins(y=0.2)
+fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
 if not QUICK:
     here = Path("docs") if Path("docs").is_dir() else Path("../docs")
-    fig.savefig(here / "classification_digits.png", dpi=160)
+    fig.savefig(here / "classification_digits.png", dpi=100)
 
 # %% [markdown]
 # ## May it be trusted?
