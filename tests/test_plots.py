@@ -1,4 +1,4 @@
-"""Portraits of two-parameter problems and sharpness against sharpness: what is drawn is what was computed."""
+"""Portraits of two-parameter problems, sharpness against sharpness, test errors: what is drawn is what was computed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -122,3 +122,29 @@ def test_sharpness_against_sharpness(runs: tuple[ss.Trajectory, ss.Trajectory]) 
         ss.plot.plot_sharpness(slow, fast, labels=("SDE",))
     with pytest.raises(ValueError, match="no trajectory"):
         ss.plot.plot_sharpness()
+
+
+def test_test_errors_are_means_over_seeds_with_their_standard_errors() -> None:
+    """Bars reach 2 s.e. either way, s.e. the standard deviation (of n − 1) over √seeds."""
+    samples = (8, 12, 20)
+    errors = {name: np.random.default_rng(n).uniform(0, 1, (5, 3)) for n, name in enumerate(("SGD", "Adam"))}
+    ax = ss.plot.plot_test_error(samples, errors)
+    for container, (name, values) in zip(ax.containers, errors.items(), strict=True):
+        line, _, (bars,) = container.lines
+        assert container.get_label() == name
+        np.testing.assert_allclose(line.get_ydata(), values.mean(axis=0))
+        np.testing.assert_allclose(line.get_xdata(), samples, atol=0.01 * 12)
+        reach = np.array([np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()])
+        error = np.sqrt(np.sum((values - values.mean(axis=0)) ** 2, axis=0) / 4 / 5)
+        np.testing.assert_allclose(reach, 2 * error)
+        for wrong in (error, 2 * error * np.sqrt(5), 2 * error * np.sqrt(4 / 5)):  # 1 s.e., of one seed, of n
+            assert np.all(np.abs(reach / wrong - 1) > 0.05)
+    assert ax.containers[0].lines[0].get_linestyle() != ax.containers[1].lines[0].get_linestyle()  # legible in grey
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("samples", "test error  (± 2 s.e.)")
+    own = plt.figure().subplots()
+    assert ss.plot.plot_test_error(samples, {"one seed": errors["SGD"][:1]}, ax=own, color="black") is own
+    assert not own.collections  # nothing to draw bars from
+    with pytest.raises(ValueError, match=r"errors\['Adam'\] has shape \(3, 5\); it must be \(seeds, 3\)"):
+        ss.plot.plot_test_error(samples, {"Adam": errors["Adam"].T})
+    with pytest.raises(ValueError, match="no errors"):
+        ss.plot.plot_test_error(samples, {})
