@@ -22,10 +22,11 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from manifolds.coordinates import check_parameters
-from manifolds.precision import cast, to_numpy, working_precision
+from manifolds.precision import cast, working_precision
 
 from . import checks
 from .clocks import SLOW, check_lr
+from .ensemble import block_size, map_paths
 from .metrics import as_metrics, check_metrics, evaluate
 from .optimizers import AGM
 from .problems import AbstractProblem
@@ -109,18 +110,11 @@ def conventional_sde(
         v0 = initial_state(sde, x0, v0, t0)
         check_metrics(named, sde, x0, v0)
         grid = step_grid(times, t0, t1, dt)
-        xs, vs = _run(
-            Conventional(sde, jnp.asarray(lr, precision)),
-            (x0, v0),
-            step_keys(key, grid, dt),
-            jnp.asarray(times, precision),
-            jnp.asarray(grid, precision),
-            paths=paths,
-            corrected=solver == "heun",
-            progress=meter("conventional_sde", progress),
-        )
+        model, keys = Conventional(sde, jnp.asarray(lr, precision)), step_keys(key, grid, dt)
+        knots = jnp.asarray(times, precision), jnp.asarray(grid, precision)
+        shared, shown = (model, (x0, v0), keys, *knots, solver == "heun"), meter("conventional_sde", progress)
+        xs, vs = map_paths(_path, shared, np.arange(paths), block_size(sde, x0, eigenpairs=False), shown=shown)
         found = evaluate(named, sde, xs, vs)
-        xs, vs, found = to_numpy((xs, vs, found))
     good = np.isfinite(xs).all(axis=-1)
     trajectory = Trajectory(
         ts=times,
@@ -191,42 +185,28 @@ class DriftHeun(AbstractEulerMaruyama):
         return y1, None, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
 
 
-@eqx.filter_jit
-def _run(
-    model: Conventional,
-    state0: State,
-    keys: PRNGKeyArray,
-    times: Float[Array, " T"],
-    grid: Float[Array, " knots"],
-    *,
-    paths: int,
-    corrected: bool,
-    progress: dfx.AbstractProgressMeter[Any],
-) -> tuple[Float[Array, "paths T p"], PyTree]:
-    """Position and optimizer state of every path at the saved times, which are knots of the grid."""
+def _path(shared: Any, index: Array, shown: dfx.AbstractProgressMeter[Any]) -> State:
+    """Position and optimizer state of one path at the saved times, which are knots of the grid."""
+    model, state0, keys, times, grid, corrected = shared
     columns = jax.eval_shape(model.sde.factor, state0[0]).shape[1]
     stateless = not jax.tree.leaves(state0[1])
-
-    def path(index: Array) -> State:
-        noise = StepBrownianPath(grid, keys, index, columns)
-        terms = dfx.MultiTerm(
-            dfx.ODETerm(lambda t, y, args: y), dfx.ControlTerm(lambda t, y, args: model.diffusion(t, y), noise)
-        )
-        solution = dfx.diffeqsolve(
-            terms,
-            DriftHeun(model, corrected),
-            grid[0],
-            grid[-1],
-            None,
-            state0,
-            saveat=dfx.SaveAt(ts=times, fn=lambda t, y, args: y[0] if stateless else y),
-            stepsize_controller=dfx.StepTo(grid),
-            adjoint=dfx.ForwardMode(),
-            max_steps=grid.shape[0],
-            progress_meter=progress,
-            throw=False,
-        )
-        assert solution.ys is not None
-        return (solution.ys, state0[1]) if stateless else solution.ys
-
-    return jax.vmap(path)(jnp.arange(paths))
+    noise = StepBrownianPath(grid, keys, index, columns)
+    terms = dfx.MultiTerm(
+        dfx.ODETerm(lambda t, y, args: y), dfx.ControlTerm(lambda t, y, args: model.diffusion(t, y), noise)
+    )
+    solution = dfx.diffeqsolve(
+        terms,
+        DriftHeun(model, corrected),
+        grid[0],
+        grid[-1],
+        None,
+        state0,
+        saveat=dfx.SaveAt(ts=times, fn=lambda t, y, args: y[0] if stateless else y),
+        stepsize_controller=dfx.StepTo(grid),
+        adjoint=dfx.ForwardMode(),
+        max_steps=grid.shape[0],
+        progress_meter=shown,
+        throw=False,
+    )
+    assert solution.ys is not None
+    return (solution.ys, state0[1]) if stateless else solution.ys

@@ -10,13 +10,13 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from manifolds.blocks import map_in_blocks
 from manifolds.coordinates import check_parameters
 from manifolds.flow_limit import as_rank, check_limit, compiled_limit_point, limit_point
-from manifolds.precision import cast, to_numpy, working_precision
+from manifolds.precision import cast, working_precision
 
 from . import checks
 from .clocks import check_lr
+from .ensemble import block_size, map_paths, map_points
 from .metrics import adaptive_sharpness, as_metrics, check_metrics, evaluate
 from .optimizers import AGM, sgd
 from .problems import AbstractProblem
@@ -112,14 +112,13 @@ def run_discrete(
         if project:
             sde = _at_rank(sde, x0, state0[2], rank)
         shown = meter("run_discrete", progress)
-        xs, vs = _run(sde, step, state0, key, jnp.asarray(steps), paths=paths, progress=shown)
-        finite = np.asarray(jnp.all(jnp.isfinite(xs), axis=-1))
+        xs, vs = _run(sde, step, state0, key, steps, paths=paths, progress=shown)
+        finite = np.isfinite(xs).all(axis=-1)
         landed = np.ones_like(finite)
         if project:
-            xs, landed = to_numpy(_project(sde, xs, vs))
+            xs, landed = _project(sde, xs, vs)
         found = evaluate(named, sde, xs, vs)
         residual = _residuals(sde, xs)
-        xs, vs, found, residual = to_numpy((xs, vs, found, residual))
     good = finite & landed
     stats = {
         "lr": float(lr),
@@ -194,54 +193,53 @@ def _at_rank(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> SlowSDE:
     return eqx.tree_at(lambda s: s.rank, sde, start.rank, is_leaf=lambda leaf: leaf is None)
 
 
-@eqx.filter_jit
 def _run(
     sde: SlowSDE,
     step: AGMStep | OptaxStep,
     state0: State,
     key: PRNGKeyArray,
-    steps: Array,
+    steps: np.ndarray,
     *,
     paths: int,
     progress: Any,
-) -> tuple[Float[Array, "paths T p"], PyTree]:
+) -> tuple[Float[np.ndarray, "paths T p"], PyTree]:
     """The iterates and states of every path after steps[1:] steps, counted from steps[0]."""
+    shared = sde, step, state0, key, jnp.asarray(steps)
+    return map_paths(_path, shared, np.arange(paths), block_size(sde, state0[0], eigenpairs=False), shown=progress)
 
-    def one_step(k: Array, state: State, key: PRNGKeyArray) -> State:
-        return step(sde, k, state, sde.stochastic_gradient(state[0], key))
 
-    def advance(key: PRNGKeyArray, state: State, start: Array, stop: Array) -> State:
-        return jax.lax.fori_loop(start, stop, lambda k, s: one_step(k, s, jr.fold_in(key, k)), state)
+def _path(shared: Any, index: Array, shown: Any) -> tuple[Float[Array, "T p"], PyTree]:
+    sde, step, state0, key, steps = shared
+    key = jr.fold_in(key, index)
 
-    keys = jax.vmap(lambda index: jr.fold_in(key, index))(jnp.arange(paths))
-    states0 = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (paths, *leaf.shape)), state0)
+    def one_step(k: Array, state: State) -> State:
+        return step(sde, k, state, sde.stochastic_gradient(state[0], jr.fold_in(key, k)))
 
     def to_next_save(carry: tuple[State, Any], bounds: tuple[Array, Array]) -> tuple[tuple[State, Any], Any]:
-        states, shown = carry
+        state, seen = carry
         start, stop = bounds
-        states = jax.vmap(advance, (0, 0, None, None))(keys, states, start, stop)
-        return (states, progress.step(shown, (stop - steps[0]) / (steps[-1] - steps[0]))), (states[0], states[2])
+        state = jax.lax.fori_loop(start, stop, one_step, state)
+        return (state, shown.step(seen, (stop - steps[0]) / (steps[-1] - steps[0]))), (state[0], state[2])
 
-    (_, shown), saved = jax.lax.scan(to_next_save, (states0, progress.init()), (steps[:-1], steps[1:]))
-    progress.close(shown)
-    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), saved)
+    (_, seen), saved = jax.lax.scan(to_next_save, (state0, shown.init()), (steps[:-1], steps[1:]))
+    shown.close(seen)
+    return saved
 
 
-@eqx.filter_jit
-def _project(sde: SlowSDE, xs: Float[Array, "paths T p"], vs: PyTree) -> tuple[Array, Array]:
+def _project(sde: SlowSDE, xs: Float[np.ndarray, "paths T p"], vs: PyTree) -> tuple[np.ndarray, np.ndarray]:
     """Φ_{S(v)} of every saved iterate, and whether the flow arrived."""
-    points = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), (xs, vs))
-
-    def one(point: tuple[Array, PyTree]) -> tuple[Array, Array]:
-        x, v = point
-        found = limit_point(sde.loss, x, sde.metric(v), sde.rank, rtol=1e-6, max_steps=1000)
-        return found.point, found.converged
-
-    flat, landed = map_in_blocks(one, points, 16 if sde.loss.batches_well(xs[0, 0]) else 1)
-    return flat.reshape(xs.shape), landed.reshape(xs.shape[:2])
+    return map_points(_landing, sde, (xs, vs), min(16, block_size(sde, xs[0, 0], eigenpairs=True)))
 
 
-@eqx.filter_jit
-def _residuals(sde: SlowSDE, xs: Float[Array, "paths T p"]) -> Array:
-    flat = map_in_blocks(sde.loss.residual, xs.reshape((-1, xs.shape[-1])), 64)
-    return flat.reshape(xs.shape[:2])
+def _landing(sde: SlowSDE, point: tuple[Array, PyTree], shown: Any) -> tuple[Array, Array]:
+    x, v = point
+    found = limit_point(sde.loss, x, sde.metric(v), sde.rank, rtol=1e-6, max_steps=1000)
+    return found.point, found.converged
+
+
+def _residuals(sde: SlowSDE, xs: Float[np.ndarray, "paths T p"]) -> np.ndarray:
+    return map_points(_residual, sde, xs, block_size(sde, xs[0, 0], eigenpairs=False))
+
+
+def _residual(sde: SlowSDE, x: Array, shown: Any) -> Array:
+    return sde.loss.residual(x)

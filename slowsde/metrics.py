@@ -10,18 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 import manifolds as mf
-from manifolds.blocks import map_in_blocks
 from manifolds.coordinates import Coordinates, ravel
 from manifolds.precision import in_working_precision
 
 from . import estimated as estimated
+from .ensemble import block_size, map_points
 from .problems import AbstractProblem, check_leading_axis
 from .slow_sde import SlowSDE
 
@@ -234,17 +233,11 @@ def evaluate(metrics: dict[str, Metric], sde: SlowSDE, xs: Any, vs: PyTree) -> d
     """Each metric at every saved point: xs (paths, T, p), vs leaves (paths, T, ...) -> name -> (paths, T)."""
     if not metrics:
         return {}
-    return _evaluate(tuple(metrics.items()), sde, xs, vs)
+    size = min(8, block_size(sde, xs[0, 0], eigenpairs=True))
+    return map_points(_at_point, (tuple(metrics.items()), sde), (xs, vs), size)
 
 
-@eqx.filter_jit
-def _evaluate(metrics: tuple[tuple[str, Metric], ...], sde: SlowSDE, xs: Any, vs: PyTree) -> dict[str, Any]:
-    shape = xs.shape[:2]
-    points = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), (xs, vs))
-
-    def at(point: tuple[Vector, PyTree]) -> dict[str, Array]:
-        x, v = point
-        return {name: metric.function(sde, x, v) for name, metric in metrics}
-
-    values = map_in_blocks(at, points, 8 if sde.loss.batches_well(xs[0, 0]) else 1)
-    return {name: value.reshape(shape) for name, value in values.items()}
+def _at_point(shared: Any, point: tuple[Vector, PyTree], shown: Any) -> dict[str, Array]:
+    metrics, sde = shared
+    x, v = point
+    return {name: metric.function(sde, x, v) for name, metric in metrics}

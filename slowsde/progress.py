@@ -19,18 +19,20 @@ _started: dict[str, float] = {}
 
 
 class ProgressMeter(dfx.AbstractProgressMeter[Array]):
-    """Shows "name  42 %  12 s" once a run has lasted `PATIENCE` seconds; nothing for shorter runs."""
+    """Shows "name  42 %  12 s" once a run has lasted `PATIENCE` seconds; nothing for shorter runs.
+
+    What it is told of goes from `before` to `before + span` of the whole; NaN for a part that is not to show.
+    """
 
     name: str = eqx.field(static=True)
+    before: Any = 0.0
+    span: Any = 1.0
 
     def init(self) -> Array:
-        def start() -> np.ndarray:
-            _started[self.name] = time.monotonic()
-            return np.zeros((), np.float32)
-
-        return eqxi.nonbatchable(io_callback(start, jax.ShapeDtypeStruct((), jnp.float32)))
+        return jnp.asarray(self.before, jnp.float32)
 
     def step(self, state: Array, progress: Any) -> Array:
+        progress = self.before + self.span * progress
         # Under vmap every path has its own progress: the slowest counts. A pure callback, because JAX allows no other
         # kind inside a batched condition; its value is the state, so that it is not dropped.
         slowest = -eqxi.unvmap_max(-jnp.asarray(progress, jnp.float32))
@@ -47,16 +49,28 @@ class ProgressMeter(dfx.AbstractProgressMeter[Array]):
         )
 
     def close(self, state: Array) -> None:
-        io_callback(lambda _: self._show(1.0), None, eqxi.unvmap_max(state))
+        end = self.before + self.span + 0 * eqxi.unvmap_max(state)  # after the last step, which made the state
+        io_callback(lambda fraction: self._show(float(np.max(fraction))), None, end)
 
     def _show(self, fraction: float) -> None:
         seconds = time.monotonic() - _started.get(self.name, time.monotonic())
-        if seconds > PATIENCE:
-            end = "\n" if fraction >= 1 else ""
+        if seconds > PATIENCE and fraction == fraction:
+            end = "\n" if fraction > 1 - 1e-6 else ""
             print(f"\r{self.name} {100 * fraction:4.0f} %  {seconds:5.0f} s", end=end, file=sys.stderr, flush=True)
 
 
 def meter(name: str, progress: bool | None) -> dfx.AbstractProgressMeter[Any]:
-    """The meter of a run; `progress=None` shows it when stderr is a terminal."""
+    """The meter of a run that starts now; `progress=None` shows it when stderr is a terminal.
+
+    In a program of several processes the first alone shows it.
+    """
     show = sys.stderr.isatty() if progress is None else progress
-    return ProgressMeter(name) if show else dfx.NoProgressMeter()
+    if not show or jax.process_index() > 0:
+        return dfx.NoProgressMeter()
+    _started[name] = time.monotonic()
+    return ProgressMeter(name)
+
+
+def part_of(shown: dfx.AbstractProgressMeter[Any], before: Any, span: Any) -> dfx.AbstractProgressMeter[Any]:
+    """The meter of the part of a run that goes from `before` to `before + span` of it."""
+    return ProgressMeter(shown.name, before, span) if isinstance(shown, ProgressMeter) else shown

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from .ensemble import block_size, map_paths
 from .progress import meter
 from .solvers import (
     ExtrapolatedImplicit,
@@ -207,36 +208,23 @@ def solve_sde(
     (paths, ...). The noise belongs to `grid`, of nominal step dt: a stride leaves the Brownian paths as they are.
     """
     dtype = states[0].dtype
+    x0 = states[0] if states[0].ndim == 1 else states[0][0]
     if states[0].ndim == 1:
-        states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (paths, *leaf.shape)), states)
+        states = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (paths, *leaf.shape)), states)
     knots, saved_times = jnp.asarray(grid, dtype), jnp.asarray(times, dtype)
-    return _solve_paths(slow, states, step_keys(key, grid, dt), saved_times, knots, stride=stride, shown=shown)
+    shared = slow, step_keys(key, grid, dt), saved_times, knots, stride
+    numbered = np.arange(paths), states
+    return map_paths(_path, shared, numbered, block_size(slow.sde, x0, eigenpairs=True), shown=shown)
 
 
-@eqx.filter_jit
-def _solve_paths(
-    slow: SlowState,
-    states: State,
-    keys: PRNGKeyArray,
-    times: Float[Array, " T"],
-    grid: Float[Array, " knots"],
-    *,
-    stride: int,
-    shown: dfx.AbstractProgressMeter[Any],
-) -> tuple[Saved, Ending]:
+def _path(shared: Any, numbered: tuple[Array, State], shown: dfx.AbstractProgressMeter[Any]) -> tuple[Saved, Ending]:
+    (slow, keys, times, grid, stride), (index, state) = shared, numbered
+    columns = jax.eval_shape(slow.sde.factor, state[0]).shape[1]
+    noise = StepBrownianPath(grid, keys, index, columns, stride)
+    terms = dfx.MultiTerm(dfx.ODETerm(SlowFlow(slow)), dfx.ControlTerm(SlowDiffusion(slow), noise))
     knots = grid[::stride]
-    columns = jax.eval_shape(slow.sde.factor, states[0][0]).shape[1]
-
-    def path(index: Array, state: State) -> tuple[Saved, Ending]:
-        noise = StepBrownianPath(grid, keys, index, columns, stride)
-        terms = dfx.MultiTerm(dfx.ODETerm(SlowFlow(slow)), dfx.ControlTerm(SlowDiffusion(slow), noise))
-        ends, controller = (knots[0], knots[-1]), dfx.StepTo(knots)
-        return _solve(slow, terms, ManifoldEuler(slow), controller, state, times, ends, knots.shape[0], shown)
-
-    numbered = jnp.arange(states[0].shape[0]), states
-    if slow.sde.loss.batches_well(states[0][0]):
-        return jax.vmap(path)(*numbered)
-    return jax.lax.map(lambda one: path(*one), numbered)
+    ends, controller = (knots[0], knots[-1]), dfx.StepTo(knots)
+    return _solve(slow, terms, ManifoldEuler(slow), controller, state, times, ends, knots.shape[0], shown)
 
 
 def _solve(
