@@ -175,28 +175,15 @@ for name, lr in LRS.items():
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
-styles = {
-    "SGD": ("#10263f", "o", "-"),
-    "AdamE, λ=¼": ("#6f8fb3", "v", "--"),
-    "Adam": ("#dd7a34", "s", "-"),
-    "AdamE, λ=¾": ("#a03020", "^", ":"),
-}
-for (name, kind), found in errors.items():
-    colour, marker, dash = styles[name]
-    at = np.array(SAMPLES) + 0.12 * (list(styles).index(name) - 1.5)
-    error = found.std(axis=1, ddof=1) / np.sqrt(SEEDS)
-    kw = {"color": colour, "marker": marker, "linestyle": dash, "capsize": 2, "markersize": 5, "label": name}
-    axes[("even", "random").index(kind)].errorbar(at, found.mean(axis=1), error, **kw)
+for ax, kind in zip(axes, ("even", "random"), strict=True):
+    ss.plot.plot_test_error(SAMPLES, {name: errors[name, kind].T for name in OPTIMIZERS}, ax=ax)
+    ax.set(title=f"{kind} start", ylabel=r"test error  $|w - w^*|^2$  (± 2 s.e.)", ylim=(-0.2, None))
 for name, found in discrete.items():
-    kw = {"color": styles[name][0], "marker": styles[name][1], "linestyle": "none", "markersize": 10}
-    error = found.std(axis=1, ddof=1) / np.sqrt(found.shape[1])
-    label = f"{name}, discrete ({found.shape[1]} seeds)"
-    axes[0].errorbar(POINTS, found.mean(axis=1), error, markerfacecolor="none", label=label, **kw)
-axes[0].set(title="even start", ylabel=r"test error  $|w - w^*|^2$  (± s.e.)")
-axes[1].set(title="random start")
-for ax in axes:
-    ax.set(xlabel="samples", ylim=(-0.2, None))
-    ax.legend(fontsize="small")
+    colour, marker = (cycle[list(OPTIMIZERS).index(name)] for cycle in (ss.plot.COLOURS, ss.plot.MARKERS))
+    kw = {"linestyle": "none", "color": colour, "marker": marker, "markersize": 10, "markerfacecolor": "none"}
+    error = 2 * found.std(axis=1, ddof=1) / np.sqrt(found.shape[1])
+    axes[0].errorbar(POINTS, found.mean(axis=1), error, label=f"{name}, discrete ({found.shape[1]} seeds)", **kw)
+axes[0].legend(fontsize="small")
 plt.show()
 
 # %% [markdown]

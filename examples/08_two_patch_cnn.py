@@ -174,7 +174,7 @@ plt.show()
 # %% [markdown]
 # Both fit all training images, from the same start. Gradient descent has learned the feature and nothing of the noise:
 # no test error in any of ten seeds. (Its plateaus at one quarter to one half are seeds where one class has found its
-# feature and the other not yet.) Adam has memorized every $\xi_i$, its alignment is *negative* in both classes, and its
+# feature and the other not yet.) Adam has memorized the $\xi_i$, at least one class has the *wrong* feature, and its
 # test error is 0.83 ± 0.04, worse than a coin.
 #
 # ## Does it pass with time?
@@ -201,8 +201,8 @@ for name in RATES:
 
 # %% [markdown]
 # In part. Adam divides the gradient of the weight decay too, so that it takes off the same from every weight: the wrong
-# feature is gone by 8000 epochs, then much of the memory. The test error stays near one half, that of gradient descent
-# at 0.
+# feature is gone by 8000 epochs, then much of the memory. After 32 000 the test error is 0.45 ± 0.16, still far from
+# gradient descent's 0.
 #
 # ## Is it a matter of step size?
 #
@@ -285,8 +285,8 @@ for seed in range(1 if QUICK else 3):
 # feature wins (test error 0 to 0.03), and even the resampling in batches of 60 helps, so that the failure belongs to
 # the full batch. And how bad it is depends on $\eta$ and on when one stops.
 #
-# *Sharpness does not see it.* At equal training loss the solution of gradient descent has twice Adam's $\mathrm{tr}\,H$
-# and about ten times its $\lambda_{\max}$, and is the better one. (The cross-entropy has no manifold of minimizers at
-# zero loss and this data no label noise: nothing here is a prediction of the slow SDE, which begins where the loss has
-# a $\Gamma$.) To see the effect vanish, set `ALPHA = 0` (three seeds: Adam's test error
-# is 0.000) or `S = 4` (0.015).
+# *Sharpness does not see it.* At equal training loss the solution of gradient descent has two to three times Adam's
+# $\mathrm{tr}\,H$ and about ten times its $\lambda_{\max}$, and is the better one. (The cross-entropy has no manifold
+# of minimizers at zero loss and this data no label noise: nothing here is a prediction of the slow SDE, which begins
+# where the loss has a $\Gamma$.) To see the effect vanish, set `ALPHA = 0` (three seeds: Adam's test error is 0.000)
+# or `S = 4` (0.015).
