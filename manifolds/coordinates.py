@@ -57,6 +57,12 @@ class Coordinates:
         """Like `unravel`, with None where a leaf is no array: the form of gradients and of optimizer states."""
         return jtu.tree_unflatten(self.treedef, self._leaves(x, (None,) * len(self.static)))
 
+    def completed(self, arrays: PyTree) -> PyTree:
+        """The params with the arrays of `unravel_arrays`, and with the leaves that are no arrays put back."""
+        found = self.treedef.flatten_up_to(arrays)
+        leaves = [leaf if shape is not None else other for leaf, other, shape in zip(found, self.static, self.shapes, strict=True)]
+        return jtu.tree_unflatten(self.treedef, leaves)
+
     def part(self, chosen: Sequence[bool]) -> "Coordinates":
         """The chart of the chosen leaves, in the order of all leaves; the others become None."""
         shapes = tuple(shape if keep else None for shape, keep in zip(self.shapes, chosen, strict=True))

@@ -18,7 +18,9 @@ from jax.scipy.special import xlogy
 from jaxtyping import Array, Float, PyTree
 
 from .coordinates import Coordinates
-from .losses import LeastSquaresLoss, Vector
+from .jacobians import AbstractJacobian
+from .least_squares import LeastSquaresLoss
+from .losses import Vector
 
 
 def softmax_factor(probabilities: Float[Array, "... K"]) -> Float[Array, "... k K"]:
@@ -64,7 +66,7 @@ class CrossEntropyLoss(LeastSquaresLoss):
     Example:
         >>> even = jnp.full((2, 4), 0.25)
         >>> loss = CrossEntropyLoss(lambda w, z: w @ z, jnp.ones((2, 3)), even, like=jnp.zeros((4, 3)))
-        >>> loss.value(jnp.zeros(12)), loss.jacobian(jnp.zeros(12)).shape
+        >>> loss.value(jnp.zeros(12)), loss.rows(jnp.zeros(12)).shape
         (Array(0., dtype=float32), (6, 12))
     """
 
@@ -76,11 +78,12 @@ class CrossEntropyLoss(LeastSquaresLoss):
         inputs: PyTree,
         probabilities: Float[Array, "n K"],
         like: PyTree | Coordinates,
+        **route: Any,
     ):
         probabilities = jnp.asarray(probabilities)
         factors = softmax_factor(probabilities)
         targets = jnp.einsum("ikK,iK->ik", factors, jnp.log(probabilities))
-        super().__init__(FactoredLogits(logits), (inputs, factors), targets, like)
+        super().__init__(FactoredLogits(logits), (inputs, factors), targets, like, **route)
         self.probabilities = probabilities
 
     def logits(self, x: Vector) -> Float[Array, "n K"]:
@@ -94,7 +97,7 @@ class CrossEntropyLoss(LeastSquaresLoss):
     def residual(self, x: Vector) -> Float[Array, ""]:
         return jnp.max(jnp.abs(jax.nn.softmax(self.logits(x)) - self.probabilities))
 
-    def curvature_jacobian(self, x: Vector) -> Float[Array, "nk p"]:
+    def curvature_jacobian(self, x: Vector) -> AbstractJacobian:
         # Off Γ the softmax weighs the outputs by Λ at its own probabilities, not by Λ at the targets.
         factors = softmax_factor(jax.nn.softmax(self.logits(x)))
         return eqx.tree_at(lambda loss: loss.inputs, self, (self.inputs[0], factors)).jacobian(x)

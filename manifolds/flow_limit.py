@@ -8,6 +8,7 @@ from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -77,6 +78,10 @@ def limit_point(
     near = float(jnp.finfo(x.dtype).eps) ** 0.4  # 6e-7 in float64: its square is rounding error
 
     def at_rest(t: Any, y: Vector, args: Any, **kwargs: Any) -> Bool[Array, ""]:
+        off = loss.off_manifold(y, metric, near * (1 + jnp.linalg.norm(y)))
+        return jax.lax.cond(off, lambda: jnp.asarray(False), lambda: settled(y))
+
+    def settled(y: Vector) -> Bool[Array, ""]:
         normal = loss.normal_space(y, metric, rank)
         move, slope = loss.newton_step(y, normal), loss.gradient(y)
         arrived = jnp.linalg.norm(move) < near * (1 + jnp.linalg.norm(y))
@@ -90,7 +95,7 @@ def limit_point(
 
     solution = dfx.diffeqsolve(
         dfx.ODETerm(GradientFlow(loss, metric)),
-        RosenbrockFlow(loss, metric),
+        RosenbrockFlow(loss, metric, loss.nearby(x, metric)),
         t0=0.0,
         t1=jnp.inf,
         dt0=None,

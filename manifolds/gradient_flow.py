@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .constraints import NearbyKernel
 from .losses import AbstractLoss
 from .metrics import AbstractMetric
 
@@ -64,6 +65,7 @@ class RosenbrockFlow(dfx.AbstractAdaptiveSolver):
 
     loss: AbstractLoss
     metric: AbstractMetric
+    near: NearbyKernel | None = None  # see `AbstractLoss.nearby`
 
     term_structure: ClassVar = dfx.ODETerm
     interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
@@ -81,7 +83,7 @@ class RosenbrockFlow(dfx.AbstractAdaptiveSolver):
         self, terms: Any, t0: Any, t1: Any, y0: Vector, args: Any, solver_state: None, made_jump: Any
     ) -> tuple[Vector, Vector, dict[str, Vector], None, dfx.RESULTS]:
         h = terms.contr(t0, t1)
-        solve = self.loss.damped_solver(y0, self.metric, _GAMMA * h)
+        solve = self.loss.damped_solver(y0, self.metric, _GAMMA * h, self.near)
         u: list[Vector] = []
         for a, c in zip(_A, _C, strict=True):
             stage = y0 + sum(a_j * u_j for a_j, u_j in zip(a, u, strict=False))

@@ -126,6 +126,12 @@ class BlockDiagonal(AbstractMetric):
     def largest(self) -> Float[Array, ""]:
         return jnp.max(jnp.stack([block.largest() for block in self.blocks]))
 
+    def entries(self) -> Any:
+        entries = [block.entries() for block in self.blocks]
+        if any(found is None for found in entries):
+            return None
+        return jnp.concatenate([jnp.broadcast_to(e, size) for e, size in zip(entries, self.sizes, strict=True)])
+
     def damped(self, damping: Float[Array, " p"]) -> "BlockDiagonal | None":
         parts = jnp.split(damping, list(accumulate(self.sizes))[:-1])
         blocks = [block.damped(part) for block, part in zip(self.blocks, parts, strict=True)]

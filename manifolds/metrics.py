@@ -38,6 +38,10 @@ class AbstractMetric(eqx.Module):
     def largest(self) -> Float[Array, ""]:
         """An upper bound of the largest eigenvalue of S that is attained."""
 
+    def entries(self) -> Any:
+        """The diagonal of S, (p,), or a number for a multiple of I; None where S is not diagonal."""
+        return None
+
     def damped(self, damping: Float[Array, " p"]) -> "AbstractMetric | None":
         """(S⁻¹ + Diag(damping))⁻¹, the metric of an implicit step; None where it is not as cheap as S itself."""
         return None
@@ -57,6 +61,9 @@ class Identity(AbstractMetric):
 
     def largest(self) -> Float[Array, ""]:
         return jnp.asarray(1.0)
+
+    def entries(self) -> float:
+        return 1.0
 
     def damped(self, damping: Float[Array, " p"]) -> "Diagonal":
         return Diagonal(1 / (1 + damping))
@@ -87,6 +94,9 @@ class Diagonal(AbstractMetric):
     def largest(self) -> Float[Array, ""]:
         return jnp.max(self.diagonal)
 
+    def entries(self) -> Float[Array, " p"]:
+        return self.diagonal
+
     def damped(self, damping: Float[Array, " p"]) -> "Diagonal":
         return Diagonal(self.diagonal / (1 + self.diagonal * damping))
 
@@ -113,6 +123,10 @@ class Scaled(AbstractMetric):
 
     def largest(self) -> Float[Array, ""]:
         return self.factor * self.metric.largest()
+
+    def entries(self) -> Any:
+        entries = self.metric.entries()
+        return None if entries is None else self.factor * entries
 
     def damped(self, damping: Float[Array, " p"]) -> "Scaled | None":
         damped = self.metric.damped(self.factor * damping)  # (M⁻¹/ρ + D)⁻¹ = ρ (M⁻¹ + ρD)⁻¹
@@ -144,6 +158,12 @@ class Reordered(AbstractMetric):
 
     def largest(self) -> Float[Array, ""]:
         return self.metric.largest()
+
+    def entries(self) -> Any:
+        entries = self.metric.entries()
+        if entries is None or jnp.ndim(entries) == 0:
+            return entries
+        return jnp.zeros_like(entries).at[self.order].set(entries)
 
     def damped(self, damping: Float[Array, " p"]) -> "Reordered | None":
         damped = self.metric.damped(damping[self.order])

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .jacobians import AbstractJacobian
 from .metrics import AbstractMetric
 
 
@@ -99,73 +100,34 @@ class DenseNormalSpace(AbstractNormalSpace):
 
 
 class KernelNormalSpace(AbstractNormalSpace):
-    """From the n×n kernel K = J S Jᵀ of a least-squares loss ½|r|² (J = ∂r/∂x): K = U Λ Uᵀ gives q = S^½ Jᵀ u/√λ.
+    """From the m×m kernel K = J S Jᵀ of a least-squares loss ½|r|² (J = ∂r/∂x): K = U Λ Uᵀ gives q = S^½ Jᵀ u/√λ.
 
     Nothing p×p is formed, and Q itself is applied through J.
     """
 
     metric: AbstractMetric
-    values: Float[Array, " n"]
-    mask: Bool[Array, " n"]
-    vectors: Float[Array, "n n"]
-    half_jacobian: Float[Array, "p n"]  # S^½ Jᵀ
+    values: Float[Array, " m"]
+    mask: Bool[Array, " m"]
+    vectors: Float[Array, "m m"]
+    jacobian: AbstractJacobian
 
-    def __init__(self, jacobian: Float[Array, "n p"], metric: AbstractMetric, rank: Int[Array, ""] | None = None):
-        self.metric = metric
-        self.half_jacobian = metric.sqrt(jacobian.T)
-        values, vectors = jnp.linalg.eigh(self.half_jacobian.T @ self.half_jacobian)
+    def __init__(self, jacobian: AbstractJacobian, metric: AbstractMetric, rank: Int[Array, ""] | None = None):
+        self.metric, self.jacobian = metric, jacobian
+        values, vectors = jnp.linalg.eigh(jacobian.gram(metric))
         self.values = values[::-1]
         self.mask = _true_eigenvalues(self.values, rank)
         self.vectors = vectors[:, ::-1] * self.mask
 
-    def coordinates(self, w: Float[Array, "p *r"]) -> Float[Array, "n *r"]:
-        return (jnp.sqrt(self.inverse_values) * (self.vectors.T @ (self.half_jacobian.T @ w)).T).T
+    def coordinates(self, w: Float[Array, "p *r"]) -> Float[Array, "m *r"]:
+        return (jnp.sqrt(self.inverse_values) * (self.vectors.T @ self.jacobian(self.metric.sqrt(w))).T).T
 
-    def lift(self, c: Float[Array, "n *r"]) -> Float[Array, "p *r"]:
-        return self.half_jacobian @ (self.vectors @ (jnp.sqrt(self.inverse_values) * c.T).T)
+    def lift(self, c: Float[Array, "m *r"]) -> Float[Array, "p *r"]:
+        return self.metric.sqrt(self.jacobian.transposed(self.vectors @ (jnp.sqrt(self.inverse_values) * c.T).T))
 
-    def solve_residual(self, r: Float[Array, " n"]) -> Float[Array, " p"]:
+    def solve_residual(self, r: Float[Array, " m"]) -> Float[Array, " p"]:
         """S Jᵀ (J S Jᵀ)⁺ r: the Gauss–Newton step, without squaring the condition number as `solve(Jᵀ r)` would."""
-        return self.metric.sqrt(self.half_jacobian @ (self.vectors @ (self.inverse_values * (self.vectors.T @ r))))
-
-
-class Constraints(eqx.Module):
-    """The constraints r = 0 linearized at a point, in the metric S: what a step along Γ and its return ask, without
-    eigenpairs.
-
-    From a Cholesky factor of J S Jᵀ + δI with a ridge δ at rounding level, which keeps it regular where the rank drops:
-    a direction u of eigenvalue λ ≪ δ counts as free, and one at λ ≈ δ is left with a normal part ∝ √λ. Ten times
-    cheaper than eigenpairs of the same kernel.
-    """
-
-    metric: AbstractMetric
-    columns: Float[Array, "p n"]  # S Jᵀ
-    jacobian: Float[Array, "n p"]
-    factor: Float[Array, "n n"]
-
-    def __init__(self, jacobian: Float[Array, "n p"], metric: AbstractMetric):
-        self.metric, self.jacobian = metric, jacobian
-        self.columns = metric(jacobian.T)
-        kernel = _symmetric(jacobian @ self.columns)
-        ridge = rank_tolerance(kernel.dtype) * jnp.trace(kernel)
-        self.factor = jnp.linalg.cholesky(kernel + ridge * jnp.eye(kernel.shape[0], dtype=kernel.dtype))
-
-    def solve(self, r: Float[Array, " n"]) -> Float[Array, " n"]:
-        """(J S Jᵀ)⁻¹ r."""
-        return jax.scipy.linalg.cho_solve((self.factor, True), r)
-
-    def solve_residual(self, r: Float[Array, " n"]) -> Float[Array, " p"]:
-        """S Jᵀ (J S Jᵀ)⁻¹ r, the Gauss–Newton step."""
-        return self.columns @ self.solve(r)
-
-    def multipliers(self, g: Float[Array, " p"]) -> Float[Array, " n"]:
-        """μ = (J S Jᵀ)⁻¹ J S g: Jᵀμ is the part of the gradient g that holds against the constraints."""
-        return self.solve(self.columns.T @ g)
-
-    def project_gradient(self, g: Float[Array, " p"]) -> Float[Array, " p"]:
-        """Π S g; projected twice, as in `AbstractNormalSpace.project_null`."""
-        move = self.metric(g - self.jacobian.T @ self.multipliers(g))
-        return move - self.solve_residual(self.jacobian @ move)
+        inverse = self.vectors @ (self.inverse_values * (self.vectors.T @ r))
+        return self.metric(self.jacobian.transposed(inverse))
 
 
 def _symmetric(matrix: Float[Array, "p p"]) -> Float[Array, "p p"]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .constraints import NearbyKernel
 from .losses import AbstractLoss
 from .metrics import AbstractMetric
 from .normal_space import rank_tolerance
@@ -34,11 +35,13 @@ def gauss_newton_return(
     metric: AbstractMetric,
     rank: Int[Array, ""] | None = None,
     max_steps: int = 20,
+    near: NearbyKernel | None = None,
 ) -> Returned:
     """Iterate until a step is so short that the next, by quadratic convergence, is rounding error.
 
     `rank` is that of H on Γ: off Γ it cannot be counted, and None takes every eigenvalue for a normal one (see
-    `rank_on_manifold`). `converged` is False after `max_steps`, where a step is not finite or longer than 10 + 10|x|,
+    `rank_on_manifold`). With `near` (see `AbstractLoss.nearby`) and without a rank no eigenpairs are computed; those
+    reported are then its. `converged` is False after `max_steps`, where a step is not finite or longer than 10 + 10|x|,
     and where the curvature along a normal direction is not positive or a slope is left.
     """
     scale = 1 + jnp.linalg.norm(x)
@@ -50,11 +53,8 @@ def gauss_newton_return(
 
     def step(carry: tuple[Vector, Array, Array, Array, Array]) -> tuple[Vector, Array, Array, Array, Array]:
         y, _, count, _, _ = carry
-        normal = loss.normal_space(y, metric, rank)
-        move = loss.newton_step(y, normal)
-        # By position, not by mask: an eigenvalue that is no longer positive is masked.
-        smallest = normal.smallest if rank is None else normal.values[jnp.maximum(rank, 1) - 1]
-        return y - move, jnp.linalg.norm(move), count + 1, smallest, normal.largest
+        move, smallest, largest = loss.newton(y, metric, rank, near)
+        return y - move, jnp.linalg.norm(move), count + 1, smallest, largest
 
     zero = jnp.zeros((), x.dtype)
     first = step((x, zero, jnp.asarray(0), zero, zero))

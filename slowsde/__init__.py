@@ -17,6 +17,7 @@ from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate
 from .pointwise import Coefficients, coefficients
 from .problems import Classification, EmpiricalRisk, LeastSquares, Problem, from_sympy
 from .resume import resume
+from .route import Route
 from .shampoo import shampoo
 from .slow_sde import SlowSDE
 from .start import to_manifold

@@ -14,6 +14,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from manifolds.blocks import sum_in_blocks
 from manifolds.coordinates import Coordinates, ravel
 from manifolds.precision import in_working_precision, is_traced
 
@@ -28,6 +29,13 @@ class AbstractNoise(eqx.Module):
     @abc.abstractmethod
     def factor(self, problem: AbstractProblem, chart: Coordinates, x: Vector) -> Float[Array, "p r"]:
         """B(x), the factor of the covariance Σ = B Bᵀ of one stochastic gradient."""
+
+    def sum_over_columns(
+        self, function: Callable[[PyTree], PyTree], problem: AbstractProblem, chart: Coordinates, x: Vector
+    ) -> PyTree:
+        """Σ_j function(b_j) over the columns b_j of B(x) as params-like pytrees: V(Σ) for V, tr SΣ for |S^½·|²."""
+        columns = self.factor(problem, chart, x).T
+        return sum_in_blocks(lambda b: function(chart.unravel_arrays(b)), columns, columns.shape[0])
 
     @abc.abstractmethod
     def gradient(self, problem: AbstractProblem, chart: Coordinates, x: Vector, key: PRNGKeyArray) -> Vector:
@@ -90,11 +98,20 @@ class LabelNoise(AbstractNoise):
 
     def factor(self, problem: AbstractProblem, chart: Coordinates, x: Vector) -> Float[Array, "p r"]:
         problem = _labelled(problem)
-        jacobian = problem.least_squares_loss(chart).jacobian(x)
-        if isinstance(problem, Classification):
-            return jacobian.T / np.sqrt(self._size(problem))
-        std = jnp.ravel(jnp.broadcast_to(self._std(problem), problem.targets.shape))
-        return jacobian.T * std / np.sqrt(self._size(problem))
+        rows = problem.least_squares_loss(chart).rows(x)
+        return rows.T * jnp.ravel(self._scales(problem)) / np.sqrt(self._size(problem))
+
+    def sum_over_columns(
+        self, function: Callable[[PyTree], PyTree], problem: AbstractProblem, chart: Coordinates, x: Vector
+    ) -> PyTree:
+        problem = _labelled(problem)
+        scales = (self._scales(problem) / np.sqrt(self._size(problem))).astype(x.dtype)
+
+        def of_sample(rows: PyTree, scale: Array) -> PyTree:
+            columns = jax.tree.map(lambda leaf: (leaf.T * scale).T, rows)
+            return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), jax.vmap(function)(columns))
+
+        return problem.least_squares_loss(chart).sum_over_samples(of_sample, x, scales)
 
     def gradient(self, problem: AbstractProblem, chart: Coordinates, x: Vector, key: PRNGKeyArray) -> Vector:
         problem = _labelled(problem)
@@ -137,6 +154,13 @@ class LabelNoise(AbstractNoise):
     def _size(self, problem: AbstractLabelledProblem) -> int:
         """b."""
         return self.batch_size or problem.num_samples
+
+    def _scales(self, problem: AbstractLabelledProblem) -> Float[Array, "n k"]:
+        """The standard deviation of each residual's noise, one row a sample."""
+        if isinstance(problem, Classification):
+            return jnp.ones((problem.num_samples, problem.targets.shape[1] - 1))
+        std = jnp.broadcast_to(self._std(problem), problem.targets.shape)
+        return std.reshape(problem.num_samples, -1)
 
     def _std(self, problem: AbstractLabelledProblem) -> Any:
         """std as an array that broadcasts against the targets."""

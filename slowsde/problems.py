@@ -16,11 +16,10 @@ from manifolds.coordinates import Coordinates
 from manifolds.cross_entropy import kl_divergence
 from manifolds.precision import is_traced
 
+from .route import Route, as_route
+
 if TYPE_CHECKING:
     from .noise import AbstractNoise
-
-ROUTES = ("auto", "dense", "kernel")
-
 
 class AbstractProblem(eqx.Module):
     """A loss and the noise of its stochastic gradients."""
@@ -28,8 +27,8 @@ class AbstractProblem(eqx.Module):
     noise: eqx.AbstractVar["AbstractNoise | None"]  # a field of each problem, after its data
 
     @abc.abstractmethod
-    def flat_loss(self, chart: Coordinates, route: str = "auto") -> mf.AbstractLoss:
-        """The loss on flat coordinates by `route`: "dense" (any loss), "kernel" (least squares) or "auto"."""
+    def flat_loss(self, chart: Coordinates, route: "str | Route" = "auto") -> mf.AbstractLoss:
+        """The loss on flat coordinates by `route`, a `Route` or its name."""
 
 
 class Problem(AbstractProblem):
@@ -48,7 +47,7 @@ class Problem(AbstractProblem):
         self.loss = loss
         self.noise = noise
 
-    def flat_loss(self, chart: Coordinates, route: str = "auto") -> mf.AbstractLoss:
+    def flat_loss(self, chart: Coordinates, route: "str | Route" = "auto") -> mf.AbstractLoss:
         return _dense(self.loss, chart, route)
 
 
@@ -71,7 +70,7 @@ class AbstractSampledProblem(AbstractProblem):
         data = jax.tree.map(jnp.asarray, self.data)  # NumPy arrays would keep a precision that JAX may not have
         return jnp.mean(jax.vmap(self.datum_loss, (None, 0))(params, data))
 
-    def flat_loss(self, chart: Coordinates, route: str = "auto") -> mf.AbstractLoss:
+    def flat_loss(self, chart: Coordinates, route: "str | Route" = "auto") -> mf.AbstractLoss:
         return _dense(self.loss, chart, route)
 
 
@@ -108,8 +107,16 @@ class AbstractLabelledProblem(AbstractSampledProblem):
     targets: eqx.AbstractVar[Float[Array, "n *k"]]
 
     @abc.abstractmethod
-    def least_squares_loss(self, chart: Coordinates) -> mf.LeastSquaresLoss:
-        """The loss on flat coordinates with residuals and Jacobian; ValueError if the targets do not fit the model."""
+    def least_squares_loss(self, chart: Coordinates, **route: Any) -> mf.LeastSquaresLoss:
+        """The loss on flat coordinates with residuals and Jacobian; ValueError if the targets do not fit the model.
+
+        `route` are the keywords `stored` and `memory` of `manifolds.LeastSquaresLoss`.
+        """
+
+    @property
+    @abc.abstractmethod
+    def num_residuals(self) -> int:
+        """m, the number of equations that define Γ."""
 
     @property
     def data(self) -> PyTree:
@@ -120,13 +127,11 @@ class AbstractLabelledProblem(AbstractSampledProblem):
     def num_samples(self) -> int:
         return self.targets.shape[0]
 
-    def flat_loss(self, chart: Coordinates, route: str = "auto") -> mf.AbstractLoss:
-        if route not in ROUTES:
-            raise ValueError(f"route={route!r} is not one of {ROUTES}.")
-        loss = self.least_squares_loss(chart)
-        if route == "auto":
-            route = "kernel" if loss.targets.size < chart.size else "dense"
-        return loss if route == "kernel" else mf.ScalarLoss(self.loss, like=chart)
+    def flat_loss(self, chart: Coordinates, route: "str | Route" = "auto") -> mf.AbstractLoss:
+        route = as_route(route)
+        name = route.of_residuals(self.num_residuals, chart.size)
+        loss = self.least_squares_loss(chart, stored=name == "kernel", memory=route.memory)
+        return mf.ScalarLoss(self.loss, like=chart) if name == "dense" else loss
 
     def _output_shape(self, model: Callable[[PyTree, PyTree], Any], chart: Coordinates) -> tuple[int, ...]:
         """The shape that `model` returns for one input."""
@@ -168,14 +173,18 @@ class LeastSquares(AbstractLabelledProblem):
         x, y = datum
         return 0.5 * jnp.sum((jnp.ravel(self.predict(params, x)) - jnp.ravel(y)) ** 2)
 
-    def least_squares_loss(self, chart: Coordinates) -> mf.LeastSquaresLoss:
+    @property
+    def num_residuals(self) -> int:
+        return self.targets.size
+
+    def least_squares_loss(self, chart: Coordinates, **route: Any) -> mf.LeastSquaresLoss:
         found = self._output_shape(self.predict, chart)
         if np.prod(found) * self.num_samples != self.targets.size:
             raise ValueError(
                 f"targets has shape {self.targets.shape}, but predict returns shape {found} for each of the "
                 f"{self.num_samples} inputs."
             )
-        return mf.LeastSquaresLoss(self.predict, self.inputs, self.targets, like=chart)
+        return mf.LeastSquaresLoss(self.predict, self.inputs, self.targets, like=chart, **route)
 
 
 class Classification(AbstractLabelledProblem):
@@ -221,14 +230,18 @@ class Classification(AbstractLabelledProblem):
         x, probabilities = datum
         return kl_divergence(probabilities, self.logits(params, x))
 
-    def least_squares_loss(self, chart: Coordinates) -> mf.CrossEntropyLoss:
+    @property
+    def num_residuals(self) -> int:
+        return self.targets.size - self.num_samples  # K − 1 a sample
+
+    def least_squares_loss(self, chart: Coordinates, **route: Any) -> mf.CrossEntropyLoss:
         found = self._output_shape(self.logits, chart)
         if found != self.targets.shape[1:]:
             raise ValueError(
                 f"targets has shape {self.targets.shape}, but logits returns shape {found} for each of the "
                 f"{self.num_samples} inputs: it must return one number for each of the {self.targets.shape[1]} classes."
             )
-        return mf.CrossEntropyLoss(self.logits, self.inputs, self.targets, like=chart)
+        return mf.CrossEntropyLoss(self.logits, self.inputs, self.targets, like=chart, **route)
 
 
 def from_sympy(expr: Any, symbols: Sequence[sympy.Symbol], noise: "AbstractNoise | None" = None) -> Problem:
@@ -278,10 +291,10 @@ def check_probabilities(targets: Any) -> Any:
     return rows / sums[:, None]
 
 
-def _dense(function: Callable[[PyTree], Any], chart: Coordinates, route: str) -> mf.ScalarLoss:
-    if route not in ROUTES or route == "kernel":
+def _dense(function: Callable[[PyTree], Any], chart: Coordinates, route: "str | Route") -> mf.ScalarLoss:
+    name = as_route(route).name
+    if name not in ("auto", "dense"):
         raise ValueError(
-            f"route={route!r} is not available for this problem: 'kernel' needs LeastSquares"
-            " or Classification. Use 'auto'."
+            f"route={name!r} is not available for this problem: it needs LeastSquares or Classification. Use 'auto'."
         )
     return mf.ScalarLoss(function, like=chart)

@@ -7,6 +7,7 @@ Label noise, Σ = αH: dζ/dt = −(α/4) s² Π S T[S], nothing diffuses. (Li, 
 derivation: a learning rate sη makes fluctuations ∝ sη and steps ∝ sη, and the decay moves η²sω θ a step.)
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 import manifolds as mf
 from manifolds import second_order
-from manifolds.coordinates import Coordinates
+from manifolds.coordinates import Coordinates, ravel
 
 from .optimizers import AGM
 from .problems import AbstractProblem
@@ -47,7 +48,12 @@ class SlowSDE(eqx.Module):
     @property
     def has_sharpness(self) -> bool:
         """Whether Σ = αH on Γ, so that the flow is the semi-gradient of a sharpness."""
-        return self._noise.hessian_scale(self.problem) is not None
+        return self.hessian_scale is not None
+
+    @property
+    def hessian_scale(self) -> Any:
+        """α if Σ = αH on Γ, else None."""
+        return self._noise.hessian_scale(self.problem)
 
     @property
     def _noise(self) -> Any:
@@ -62,9 +68,17 @@ class SlowSDE(eqx.Module):
         """B(x)."""
         return self._noise.factor(self.problem, self.chart, x)
 
+    def sum_over_columns(self, function: Callable[[PyTree], PyTree], x: Vector) -> PyTree:
+        """Σ_j function(b_j) over the columns of B(x) as params-like pytrees, without B itself under label noise."""
+        return self._noise.sum_over_columns(function, self.problem, self.chart, x)
+
+    def power(self, x: Vector, act: Callable[[Vector], Vector]) -> Array:
+        """|A B(x)|², Frobenius, for a linear `act` on flat vectors: tr SΣ for S^½."""
+        return self.sum_over_columns(lambda b: jnp.sum(act(ravel(b)) ** 2), x)
+
     def equilibrium(self, x: Vector) -> PyTree:
         """V(Σ(x)), where the state v relaxes to."""
-        return self.optimizer.state_of_factor(self.factor(x), self.chart)
+        return self.sum_over_columns(self.optimizer.V, x)
 
     def arranged(self, x: Vector, v: PyTree) -> PyTree:
         """v in the form of V(Σ), also if it is one second moment like params and the optimizer divides its own."""
@@ -85,7 +99,7 @@ class SlowSDE(eqx.Module):
 
     def tangential_drift(self, x: Vector, normal: Any, t: Any) -> Vector:
         """−½ s² Π S T[C] − s Π ω x, the part of the drift along Γ; the first is −(α/4) s² Π S T[S] for label noise."""
-        alpha, pace = self._noise.hessian_scale(self.problem), self.optimizer.pace(t)
+        alpha, pace = self.hessian_scale, self.optimizer.pace(t)
         if alpha is not None:
             drift = alpha * second_order.sharpness_drift(self.loss, x, normal)
         else:
@@ -95,24 +109,30 @@ class SlowSDE(eqx.Module):
 
     def sharpness_gradient(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Vector:
         """(α/4) s² T[S] + s ω S⁻¹x: the gradient of (α/4) s² ⟨H, S⟩ + ½ s ω |x|²_{S⁻¹}, S held fixed (label noise)."""
-        alpha, pace = self._noise.hessian_scale(self.problem), self.optimizer.pace(t)
+        alpha, pace = self.hessian_scale, self.optimizer.pace(t)
         gradient = 0.25 * alpha * pace**2 * self.loss.contract_metric(x, metric)
         if not self.optimizer.decays:
             return gradient
         return gradient + metric.inv_sqrt(metric.inv_sqrt(pace * self.optimizer.decay(self.chart) * x))
 
     def damped_metric(
-        self, x: Vector, metric: mf.AbstractMetric, gradient: Vector, t: Any, h: Array
+        self, x: Vector, metric: mf.AbstractMetric, gradient: Vector, t: Any, h: Array, near: Any = None
     ) -> mf.AbstractMetric:
         """(S⁻¹ + hG)⁻¹ with G ≥ 0 a diagonal model of the Hessian of (α/4)s²⟨H, S⟩ along Γ: the metric of an implicit
-        step of length h. `gradient` is that of the same function."""
-        scale = self._noise.hessian_scale(self.problem) * self.optimizer.pace(t) ** 2
-        curvature = scale * second_order.sharpness_curvature(self.loss, x, metric)
-        normal = self.loss.constraints(x, metric, self.rank)
+        step of length h. `gradient` is that of the same function, `near` as in `AbstractLoss.constraints`."""
+        curvature = self._sharpness_curvature(x, metric, t)
+        # The multipliers of the step are those in its own metric; the curvature so far serves for them.
+        normal = self.loss.constraints(x, _damped(metric, h * curvature), self.rank, near)
         curvature = jnp.maximum(curvature - self.loss.constraint_curvature(x, normal, gradient), 0)
-        damped = metric.damped(h * curvature)
-        assert damped is not None
-        return damped
+        return _damped(metric, h * curvature)
+
+    def _sharpness_curvature(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Vector:
+        scale = self.hessian_scale * self.optimizer.pace(t) ** 2
+        return scale * second_order.sharpness_curvature(self.loss, x, metric)
+
+    def nearby(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> Any:
+        """What preconditions the solves of implicit steps of lengths about h from x, see `AbstractLoss.nearby`."""
+        return self.loss.nearby(x, _damped(metric, h * self._sharpness_curvature(x, metric, t)))
 
     def relaxed(self, x: Vector, v: PyTree, t: Any, h: Any) -> PyTree:
         """v at t + h from v at t if x stays: v + (V(Σ) − v)(1 − e^{−ch}), exactly."""
@@ -120,10 +140,10 @@ class SlowSDE(eqx.Module):
 
     def diffusion(self, x: Vector, normal: Any, t: Any) -> Float[Array, "p r"]:
         """s Π S B; zero for label noise."""
-        factor = self.factor(x)
         if not self.diffuses:
-            return jnp.zeros_like(factor)
-        return self.optimizer.pace(t) * second_order.tangential_factor(normal, factor)
+            like = jax.eval_shape(self.factor, x)
+            return jnp.zeros(like.shape, like.dtype)
+        return self.optimizer.pace(t) * second_order.tangential_factor(normal, self.factor(x))
 
     def drift(self, x: Vector, normal: Any, t: Any) -> Vector:
         """½ s² ∂²Φ_S[SΣS] − s Π ω x, with the Itô term normal to Γ that tangential noise causes."""
@@ -142,7 +162,7 @@ class SlowSDE(eqx.Module):
         metric = self.metric(v)
         speed = jnp.linalg.norm(metric.inv_sqrt(self.tangential_drift(x, self.normal_space(x, v), t)))
         size = jnp.linalg.norm(metric.inv_sqrt(x)) + jnp.linalg.norm(metric.inv_sqrt(x - far))
-        power = 0.25 * jnp.sum(metric.sqrt(self.factor(x)) ** 2)
+        power = 0.25 * self.power(x, metric.sqrt)
         target = self.equilibrium(x)
         lag = _norm(jax.tree.map(jnp.subtract, v, target)) / jnp.maximum(_norm(target), jnp.finfo(x.dtype).tiny)
         return speed, jnp.maximum(speed * size / power, lag)
@@ -153,6 +173,12 @@ class SlowSDE(eqx.Module):
             return jax.tree.map(jnp.zeros_like, v)
         rate = self.optimizer.rate(t)
         return jax.tree.map(lambda target, now: rate * (target - now), self.equilibrium(x), v)
+
+
+def _damped(metric: mf.AbstractMetric, damping: Vector) -> mf.AbstractMetric:
+    damped = metric.damped(damping)
+    assert damped is not None
+    return damped
 
 
 def _norm(tree: PyTree) -> Array:

@@ -100,8 +100,7 @@ def chosen_method(slow: SlowState, state: State, solver: str) -> str:
 def start_contrast(slow: SlowState, state: State) -> Array:
     """|S(v) B| over |S(V(Σ)) B|: huge where v starts from 0, as S falls at once from 1/ε, over times ∝ contrast⁻²/c."""
     sde, (x, _) = slow.sde, state
-    factor = sde.factor(x)
-    return jnp.linalg.norm(sde.metric(slow.v(state))(factor)) / jnp.linalg.norm(sde.metric(sde.equilibrium(x))(factor))
+    return jnp.sqrt(sde.power(x, sde.metric(slow.v(state))) / sde.power(x, sde.metric(sde.equilibrium(x))))
 
 
 def solve_to_rest(

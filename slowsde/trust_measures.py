@@ -72,7 +72,7 @@ def _at_every_point(
 
 def mean_relaxation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> Array:
     """Σ_i w_i/λ_i, w_i the share of Σ' = S^½ΣS^½ along q_i: times η, the mean slow time of relaxing to Γ."""
-    power = jnp.sum(normal.coordinates(normal.metric.sqrt(sde.factor(x))) ** 2, axis=1)
+    power = jnp.diagonal(normal_covariance(sde, x, normal))
     return jnp.sum(power * normal.inverse_values) / _nonzero(jnp.sum(jnp.where(normal.mask, power, 0)))
 
 
@@ -86,8 +86,7 @@ def sampling_eigenvalue(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) ->
     if not isinstance(noise, LabelNoise) or noise.batch_size is None:
         return jnp.zeros((), x.dtype)
     assert isinstance(problem, AbstractLabelledProblem)
-    rows = normal.metric.sqrt(problem.least_squares_loss(sde.chart).jacobian(x).T) ** 2  # of J_i/√n
-    traces = problem.num_samples * jnp.sum(jnp.sum(rows, axis=0).reshape(problem.num_samples, -1), axis=1)
+    traces = problem.least_squares_loss(sde.chart).sample_traces(x, normal.metric)
     return jnp.maximum(jnp.max(traces) - normal.largest, 0) / noise.batch_size
 
 
@@ -97,10 +96,9 @@ def fluctuation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace, lr: Array)
     C is the stationary covariance of the optimizer about Γ to leading order in η, whatever β1. The numerator is
     ½|T[δδᵀ]|² and the ratio of order η.
     """
-    b = normal.coordinates(normal.metric.sqrt(sde.factor(x)))
     both = normal.mask[:, None] & normal.mask[None, :]
     sums = jnp.where(both, normal.values[:, None] + normal.values[None, :], 1)
-    variances, axes = jnp.linalg.eigh(jnp.where(both, b @ b.T / sums, 0))
+    variances, axes = jnp.linalg.eigh(jnp.where(both, normal_covariance(sde, x, normal) / sums, 0))
     # The symmetric root of the covariance on fixed draws in R^p is continuous along a run: no sign of a q_i enters.
     draws = normal.coordinates(jr.normal(jr.key(0), (x.shape[0], DRAWS), x.dtype))
     y = jnp.sqrt(lr) * (axes @ (jnp.sqrt(jnp.maximum(variances, 0))[:, None] * (axes.T @ draws)))
@@ -108,6 +106,14 @@ def fluctuation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace, lr: Array)
     forces = jax.vmap(lambda delta: sde.loss.gradient(x + delta) - slope, 1, 1)(normal.metric.sqrt(normal.lift(y)))
     linear = normal.lift(normal.values[:, None] * y)
     return 0.5 * jnp.sum((normal.metric.sqrt(forces) - linear) ** 2) / _nonzero(jnp.sum(linear**2))
+
+
+def normal_covariance(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> Float[Array, "m m"]:
+    """Qᵀ S^½ Σ S^½ Q, the covariance of the noise along the q_i: α Diag(λ) where Σ = αH."""
+    if sde.has_sharpness:
+        return sde.hessian_scale * jnp.diag(jnp.where(normal.mask, normal.values, 0))
+    b = normal.coordinates(normal.metric.sqrt(sde.factor(x)))
+    return b @ b.T
 
 
 def spectral_gap(normal: AbstractNormalSpace) -> Array:

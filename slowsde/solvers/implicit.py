@@ -48,9 +48,10 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: None, made_jump: Any) -> Any:
         h = t1 - t0
+        near = self.slow.sde.nearby(y0[0], self.slow.sde.metric(self.slow.v(y0)), t0, h / 2)
 
         def refined(n: Array) -> State:
-            return jax.lax.fori_loop(0, n, lambda k, state: self.euler(state, t0 + k * h / n, h / n), y0)
+            return jax.lax.fori_loop(0, n, lambda k, state: self.euler(state, t0 + k * h / n, h / n, near), y0)
 
         ends = to_logarithms(jax.lax.map(refined, jnp.arange(1, self.stages + 1)))  # one loop, so compiled once
         row: list[State] = []
@@ -64,21 +65,21 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         (best, v1), plain = row[-1], row[0][0]
         vanishing = (jnp.abs(plain) < 0.5 * jnp.abs(y0[0])) & (jnp.abs(best - row[-2][0]) > 0.1 * jnp.abs(plain))
         row[-1] = (jnp.where(vanishing, plain, best), v1)
-        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(row[-1])))
+        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(row[-1]), near))
         previous = from_logarithms(row[-2])
         error = scaled_error(self.slow, jax.tree.map(jnp.subtract, y1, previous), y0, y1, self.rtol, regular)
         return y1, error, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
 
-    def euler(self, state: State, t: Array, h: Array) -> State:
+    def euler(self, state: State, t: Array, h: Array, near: Any) -> State:
         """One substep of linearly implicit Euler from t to t + h that ends on Γ."""
         sde = self.slow.sde
         x, v = state
         v = None if v is None else sde.relaxed(x, v, t, h)
         metric = sde.metric(self.slow.v((x, v)))
         gradient = sde.sharpness_gradient(x, metric, t + h)
-        damped = sde.damped_metric(x, metric, gradient, t + h, h)
+        damped = sde.damped_metric(x, metric, gradient, t + h, h, near)
         loss, rank = sde.loss, sde.rank
-        normal = loss.constraints(x, damped, rank)
+        normal = loss.constraints(x, damped, rank, near)
         x = x - h * normal.project_gradient(gradient)
         for _ in range(RETURNS):
             x = x - loss.newton_step(x, normal)

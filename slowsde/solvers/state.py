@@ -30,10 +30,10 @@ class SlowState(eqx.Module):
         """The state at a point of Γ."""
         return x, None if self.sde.optimizer.quasi_static else _or_none(v)
 
-    def returned(self, state: State) -> tuple[State, Bool[Array, ""]]:
+    def returned(self, state: State, near: Any = None) -> tuple[State, Bool[Array, ""]]:
         """The state with ζ returned to Γ in the metric S(v), and whether it arrived at a regular point."""
         x, v = state
-        found = gauss_newton_return(self.sde.loss, x, self.sde.metric(self.v(state)), self.sde.rank)
+        found = gauss_newton_return(self.sde.loss, x, self.sde.metric(self.v(state)), self.sde.rank, near=near)
         regular = found.converged & (found.smallest > self.floor) & jnp.all(jnp.isfinite(found.point))
         return (jnp.where(regular, found.point, x), v), regular
 

@@ -1,0 +1,130 @@
+"""Solves with the kernel K = J S Jᵀ of the constraints r = 0: what steps along Γ ask of it, without eigenpairs.
+
+A kernel is either factorized at each point or, where a product with it is far cheaper than the kernel itself, solved
+with by conjugate gradients that a kernel of a point nearby preconditions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .jacobians import AbstractJacobian
+from .metrics import AbstractMetric
+from .normal_space import rank_tolerance
+
+Vector = Float[Array, " p"]
+Residuals = Float[Array, " m"]
+Solve = Callable[[Residuals, float], Residuals]  # (r, relative accuracy) -> K⁻¹ r
+
+LOOSE = 1e-4  # the accuracy where an error only has to be reduced
+
+
+class NearbyKernel(eqx.Module):
+    """Eigenpairs of the kernel K₀ at an earlier point or in another metric: (aK₀ + bI)⁺ preconditions aK + bI."""
+
+    values: Float[Array, " m"]
+    vectors: Float[Array, "m m"]
+
+    def __init__(self, kernel: Float[Array, "m m"]):
+        values, self.vectors = jnp.linalg.eigh(kernel)
+        self.values = jnp.where(values > rank_tolerance(values.dtype) * values[-1], values, 0)
+
+    def solve(self, r: Residuals, scale: Any, shift: Any) -> Residuals:
+        """(scale·K₀ + shift·I)⁺ r."""
+        values = scale * self.values + shift
+        return self.vectors @ (jnp.where(values > 0, 1 / jnp.where(values > 0, values, 1), 0) * (self.vectors.T @ r))
+
+
+class Constraints(eqx.Module):
+    """The constraints r = 0 linearized at a point, in the metric S.
+
+    `factorized`, `solve` inverts J S Jᵀ + δI with a ridge δ at rounding level, which keeps it regular where the rank
+    drops: a direction u of eigenvalue λ ≪ δ counts as free, and one at λ ≈ δ is left with a normal part ∝ √λ.
+    """
+
+    metric: AbstractMetric
+    jacobian: AbstractJacobian
+    solve: Solve
+
+    def solve_residual(self, r: Residuals, accuracy: float = LOOSE) -> Vector:
+        """S Jᵀ (J S Jᵀ)⁻¹ r, the Gauss–Newton step."""
+        return self.metric(self.jacobian.transposed(self.solve(r, accuracy)))
+
+    def multipliers(self, g: Vector, accuracy: float = LOOSE**2) -> Residuals:
+        """μ = (J S Jᵀ)⁻¹ J S g: Jᵀμ is the part of the gradient g that holds against the constraints."""
+        return self.solve(self.jacobian(self.metric(g)), accuracy)
+
+    def project_gradient(self, g: Vector) -> Vector:
+        """Π S g; projected twice, as in `AbstractNormalSpace.project_null`."""
+        move = self.metric(g - self.jacobian.transposed(self.multipliers(g)))
+        return move - self.solve_residual(self.jacobian(move))
+
+
+def factorized(jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None) -> Solve:
+    """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by a Cholesky factor; shift=None for a ridge at rounding level."""
+    kernel = scale * jacobian.gram(metric)
+    shift = ridge(jnp.trace(kernel)) if shift is None else shift
+    factor = jnp.linalg.cholesky(kernel + shift * jnp.eye(kernel.shape[0], dtype=kernel.dtype))
+    return lambda r, accuracy: jax.scipy.linalg.cho_solve((factor, True), r)
+
+
+def iterated(
+    jacobian: AbstractJacobian, metric: AbstractMetric, near: NearbyKernel, scale: Any = 1.0, shift: Any = 0.0
+) -> Solve:
+    """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by conjugate gradients, preconditioned by the kernel `near`.
+
+    Directions in which that one has lost rank count as free here as well. A solve that takes as many products as it
+    costs to form the kernel gives up, and factorizes.
+    """
+
+    def solve(r: Residuals, accuracy: float) -> Residuals:
+        found, converged = conjugate_gradients(
+            lambda u: scale * jacobian(metric(jacobian.transposed(u))) + shift * u,
+            r,
+            lambda u: near.solve(u, scale, shift),
+            accuracy,
+            max_steps=10 + r.shape[0] // 8,  # m products cost about four kernels
+        )
+        rest = None if isinstance(shift, float) and shift == 0 else shift
+        return jax.lax.cond(
+            converged, lambda: found, lambda: factorized(jacobian, metric, scale, rest)(r, accuracy)
+        )
+
+    return solve
+
+
+def ridge(trace: Array) -> Array:
+    """δ of `Constraints` for a kernel of this trace."""
+    return rank_tolerance(trace.dtype) * trace
+
+
+def conjugate_gradients(
+    product: Callable[[Array], Array], b: Array, precondition: Callable[[Array], Array], accuracy: float, max_steps: int
+) -> tuple[Array, Array]:
+    """x with A x = b in the range of M⁺, for symmetric A = `product` and M⁺ = `precondition`, definite there, to
+    |b − A x|_{M⁺} ≤ accuracy |b|_{M⁺}, and whether that was reached.
+
+    The preconditioned method of Hestenes and Stiefel from x = 0: one product a step and none besides. Where M is near A
+    the norm is that of A^½ times the error, for constraints the length in the metric S⁻¹ of the move that it makes.
+    """
+    first = precondition(b)
+    start = b @ first
+
+    def unfinished(carry: tuple[Array, ...]) -> Array:
+        energy, count = carry[3:]
+        return (energy > accuracy**2 * start) & (count < max_steps)
+
+    def step(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        x, r, direction, energy, count = carry
+        image = product(direction)
+        length = energy / (direction @ image)
+        x, r = x + length * direction, r - length * image
+        z = precondition(r)
+        return x, r, z + (r @ z) / energy * direction, r @ z, count + 1
+
+    x, _, _, energy, _ = jax.lax.while_loop(unfinished, step, (jnp.zeros_like(b), b, first, start, jnp.asarray(0)))
+    return x, energy <= accuracy**2 * start  # false for what is not finite
