@@ -113,7 +113,7 @@ def run_discrete(
             sde = _at_rank(sde, x0, state0[2], rank)
         shown = meter("run_discrete", progress)
         xs, vs = _run(sde, step, state0, key, steps, paths=paths, progress=shown)
-        finite = np.isfinite(xs).all(axis=-1)
+        finite = np.asarray(np.isfinite(xs).all(axis=-1))
         landed = np.ones_like(finite)
         if project:
             xs, landed = _project(sde, xs, vs)

@@ -21,17 +21,17 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from manifolds.blocks import batches_well
-from manifolds.metrics import Identity
+from manifolds.metrics import AbstractMetric, Identity
 
 from .progress import part_of
 from .slow_sde import SlowSDE
 
 AXIS = "devices"
-# Bounds of a block, and how many numbers of the noise factor B (p·r a path) it may hold. On two cores 8 paths of a
-# small problem cost as much as one or two, and more than 64 save little; an accelerator wants more. (Only CPUs were
-# measured.)
-FEWEST, MOST, NUMBERS = 8, {"cpu": 64}, {"cpu": 2**17}
-MOST_ELSEWHERE, NUMBERS_ELSEWHERE = 1024, 2**27
+# Paths in a block, at most, and how many numbers their noise factors B (p·r a path) may hold before there are fewer
+# than 8 paths. On two cores 8 paths of a small problem cost as much as one or two, and more than 64 save little; in a
+# large problem what fills up a block is not free. An accelerator wants more. (Only CPUs were measured.)
+MOST, NUMBERS = {"cpu": 64}, {"cpu": (2**17, 2**24)}
+MOST_ELSEWHERE, NUMBERS_ELSEWHERE = 1024, (2**24, 2**27)
 # XLA splits batched eigenpairs and Cholesky factors among its threads on a CPU once they are much work, and two of
 # them can then wait for each other for ever: seen with 64 matrices of 24 rows and with 32 of 32, never with 16 of 32 or
 # 64 of 16, nor with single matrices of 100 or 200 rows on up to eight devices at once.
@@ -89,23 +89,29 @@ def map_points(function: Callable[[Any, Any, Any], PyTree], shared: PyTree, poin
 
 def block_size(sde: SlowSDE, x: Array, *, eigenpairs: bool) -> int:
     """Paths in a block, a power of two; 1 where large eigenpairs must not be vectorized over (`manifolds.blocks`)."""
-    platform = jax.tree.leaves(_devices())[0].platform
-    factor, spectrum = eqx.filter_eval_shape(_sizes, sde, x)
-    most, numbers = MOST.get(platform, MOST_ELSEWHERE), NUMBERS.get(platform, NUMBERS_ELSEWHERE)
-    size = _power_of_two(int(np.clip(numbers // factor.size, FEWEST, most)))
-    if not eigenpairs or platform != "cpu":
+    platform = _devices()[0].platform
+    factor, spectrum, metric = eqx.filter_eval_shape(_sizes, sde, x)
+    many, few = (bound // factor.size for bound in NUMBERS.get(platform, NUMBERS_ELSEWHERE))
+    size = _power_of_two(min(max(many, 8), few, MOST.get(platform, MOST_ELSEWHERE)))
+    # The matrices of a metric, as Shampoo's, have eigenpairs as well.
+    rows = [leaf.shape[-1] for leaf in jax.tree.leaves(metric) if leaf.ndim > 1] + [spectrum.shape[0]] * eigenpairs
+    if platform != "cpu" or not rows:
         return size
-    rows = spectrum.shape[0]
-    return min(size, _power_of_two(LAPACK_WORK // rows**3)) if batches_well(rows) else 1
+    return min(size, _power_of_two(LAPACK_WORK // max(rows) ** 3)) if batches_well(max(rows)) else 1
+
+
+def points_in_block(sde: SlowSDE, x: Array) -> int:
+    """As `block_size`, for what is computed once at a point; small, as it may hold a stored Jacobian or Hessian."""
+    return min(8, block_size(sde, x, eigenpairs=True))
 
 
 @eqx.filter_jit
-def _sizes(sde: SlowSDE, x: Array) -> tuple[Array, Array]:
-    return sde.factor(x), sde.loss.normal_space(x, Identity()).values
+def _sizes(sde: SlowSDE, x: Array) -> tuple[Array, Array, AbstractMetric]:
+    return sde.factor(x), sde.loss.normal_space(x, Identity()).values, sde.metric(sde.equilibrium(x))
 
 
 def _power_of_two(most: int) -> int:
-    return 1 << (most.bit_length() - 1)
+    return 1 << (max(most, 1).bit_length() - 1)
 
 
 def _devices() -> list[Any]:
@@ -154,8 +160,8 @@ def _round(
     function: Callable[[Any, Any, Any], PyTree],
     shared: PyTree,
     arguments: PyTree,
-    active: Array,
-    part: Array,
+    active: Any,
+    part: Any,
     shown: dfx.AbstractProgressMeter[Any],
     mesh: Mesh,
 ) -> PyTree:

@@ -20,7 +20,7 @@ from manifolds.coordinates import Coordinates, ravel
 from manifolds.precision import in_working_precision
 
 from . import estimated as estimated
-from .ensemble import block_size, map_points
+from .ensemble import map_points, points_in_block
 from .problems import AbstractProblem, check_leading_axis
 from .slow_sde import SlowSDE
 
@@ -233,8 +233,7 @@ def evaluate(metrics: dict[str, Metric], sde: SlowSDE, xs: Any, vs: PyTree) -> d
     """Each metric at every saved point: xs (paths, T, p), vs leaves (paths, T, ...) -> name -> (paths, T)."""
     if not metrics:
         return {}
-    size = min(8, block_size(sde, xs[0, 0], eigenpairs=True))
-    return map_points(_at_point, (tuple(metrics.items()), sde), (xs, vs), size)
+    return map_points(_at_point, (tuple(metrics.items()), sde), (xs, vs), points_in_block(sde, xs[0, 0]))
 
 
 def _at_point(shared: Any, point: tuple[Vector, PyTree], shown: Any) -> dict[str, Array]:
