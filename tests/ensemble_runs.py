@@ -1,9 +1,13 @@
-"""Ensembles whose numbers must not depend on devices or processes: python ensemble_runs.py out.npz [port count index]
+"""Ensembles whose numbers must not depend on devices or processes.
 
-The number of devices is that of XLA_FLAGS; with three more arguments the program is process `index` of `count`.
+    python ensemble_runs.py out.npz names [port count index]
+
+`names` are some of RUNS and CHECKS, between commas. The number of devices is that of XLA_FLAGS; with three more
+arguments the program is process `index` of `count`.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import slowsde as ss
+from manifolds.precision import working_precision
 from slowsde import discrete, ensemble
 
 PATHS, FEW = 200, 37  # four blocks of 64, the last filled up; less than one block
@@ -50,21 +55,62 @@ def _affine(scale: Any, point: Any, shown: Any) -> dict[str, Any]:
     return {"y": scale * point[0] + point[1]}
 
 
-def runs() -> dict[str, np.ndarray]:
-    """Everything that is to be equal, by name, and the mutant that is not to be."""
-    found = {"orders": orders()}
-    for name, run in (("slow", slow), ("fast", fast)):
-        whole = run()
-        found |= {name: whole.params, f"{name} v": whole.v, f"{name} metric": whole.metrics["trace_hessian"]}
-    original = discrete.map_paths
-    discrete.map_paths = keyed_by_place
-    found["mutant"] = fast().params
-    discrete.map_paths = original
+def factored() -> np.ndarray:
+    """Whether eigenpairs and Cholesky factors of 100 rows, forty in turn on every device, are right (and come)."""
+    a = np.random.default_rng(2).normal(size=(8, 100, 100)) / 10
+    a = a @ a.transpose(0, 2, 1) + np.eye(100)
+    with working_precision("float64"):
+        found = ensemble.map_paths(_factored, None, a, 1)
+    return np.isclose(found, 40 * (np.linalg.slogdet(a)[1] + np.linalg.eigvalsh(a)[:, -1]))
+
+
+def _factored(_: Any, a: Any, shown: Any) -> Any:
+    def turn(k: Any, total: Any) -> Any:
+        again = a + 0 * total
+        factor = jax.scipy.linalg.cho_factor(again)[0]
+        return total + 2 * jnp.sum(jnp.log(jnp.diag(factor))) + jnp.linalg.eigh(again)[0][-1]
+
+    return jax.lax.fori_loop(0, 40, turn, jnp.zeros((), a.dtype))
+
+
+def mutant() -> ss.Trajectory:
+    """`fast` keyed by the place of a path on its device."""
+    original, discrete.map_paths = discrete.map_paths, keyed_by_place
+    try:
+        return fast()
+    finally:
+        discrete.map_paths = original
+
+
+def many_rows(paths: int = 5) -> ss.Trajectory:
+    """An SDE whose kernel has 100 rows: no such matrices are batched on a CPU, but devices factor theirs at once."""
+    inputs = np.random.default_rng(1).normal(size=(100, 110)) / 10
+    problem = ss.LeastSquares(lambda w, z: z @ (w + 0.1 * w**2), inputs, inputs @ np.ones(110), ss.GaussianNoise(0.1))
+    settings: dict[str, Any] = {"save_at": 2, "dt": 1e-3, "metrics": "trace_hessian", "route": "kernel"}
+    return ss.simulate(problem, ss.sgd(), np.full(110, 0.9), 0.03, paths=paths, **settings)
+
+
+def conventional() -> ss.Trajectory:
+    return ss.conventional_sde(LINE, ss.adam(c=2.0), LINE_START, 0.1, lr=0.05, paths=PATHS, metrics="trace_hessian")
+
+
+CHECKS: dict[str, Any] = {"orders": orders, "factored": factored}
+RUNS: dict[str, Any] = {run.__name__: run for run in (slow, fast, mutant, many_rows, conventional)}
+
+
+def arrays(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Paths, states and metrics of the runs, by name."""
+    found = {name: CHECKS[name]() for name in names if name in CHECKS}
+    for name in set(names) - set(CHECKS):
+        run = RUNS[name]()
+        found |= {name: run.params, f"{name} metric": run.metrics["trace_hessian"]}
+        found |= {f"{name} v{i}": leaf for i, leaf in enumerate(jax.tree.leaves(run.v))}
     return found
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        port, count, index = (int(word) for word in sys.argv[2:])
+    out, names, *process = sys.argv[1:]
+    if process:
+        port, count, index = (int(word) for word in process)
         jax.distributed.initialize(f"localhost:{port}", count, index)
-    np.savez(sys.argv[1], devices=jax.device_count(), **runs())
+    np.savez(out, devices=jax.device_count(), **arrays(names.split(",")))
