@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from .ensemble import block_size, map_paths
+from .ensemble import block_size, map_paths, points_in_block
 from .progress import meter
 from .solvers import (
     ExtrapolatedImplicit,
@@ -287,28 +287,25 @@ def result_codes(slow: SlowState, ending: Ending) -> np.ndarray:
     failed = np.asarray(ending.failed)
     if not failed.any():
         return np.zeros(failed.shape, int)
-    smallest, finite = _diagnose(slow, ending.state, ending.time)
-    lost = np.asarray(ending.jumped) | (np.asarray(smallest) < slow.floor * 1e4)
+    ends = ending.state, ending.time
+    smallest, finite = map_paths(_diagnose, slow, ends, points_in_block(slow.sde, ending.state[0][0]))
+    lost = np.asarray(ending.jumped) | (smallest < float(slow.floor) * 1e4)
     return np.select(
-        [~failed, np.asarray(ending.too_long), ~np.asarray(finite), lost],
+        [~failed, np.asarray(ending.too_long), ~finite, lost],
         [Result.SUCCESS, Result.MAX_STEPS, Result.NON_FINITE, Result.RANK_LOST],
         Result.LEFT_MANIFOLD,
     )
 
 
-@eqx.filter_jit
-def _diagnose(slow: SlowState, states: State, times: Float[Array, " paths"]) -> tuple[Array, Array]:
-    """The last nonzero eigenvalue of H' where each path ended, and whether state and drift are finite there."""
-
-    def at(state: State, t: Array) -> tuple[Array, Array]:
-        normal = slow.sde.normal_space(state[0], slow.v(state))
-        drift = slow.sde.tangential_drift(state[0], normal, t)
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, drift))]
-        # By position, not by mask: a lost eigenvalue is masked.
-        rank = normal.rank if slow.sde.rank is None else slow.sde.rank
-        return normal.values[jnp.maximum(rank, 1) - 1], jnp.all(jnp.stack(finite))
-
-    return jax.vmap(at)(states, times)
+def _diagnose(slow: SlowState, end: tuple[State, Array], shown: Any) -> tuple[Array, Array]:
+    """The last nonzero eigenvalue of H' where a path ended, and whether state and drift are finite there."""
+    state, t = end
+    normal = slow.sde.normal_space(state[0], slow.v(state))
+    drift = slow.sde.tangential_drift(state[0], normal, t)
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, drift))]
+    # By position, not by mask: a lost eigenvalue is masked.
+    rank = normal.rank if slow.sde.rank is None else slow.sde.rank
+    return normal.values[jnp.maximum(rank, 1) - 1], jnp.all(jnp.stack(finite))
 
 
 def step_grid(times: np.ndarray, t0: float, t1: float, dt: float, fast: float = np.inf) -> np.ndarray:

@@ -101,7 +101,7 @@ RUNS: dict[str, Any] = {run.__name__: run for run in (slow, fast, mutant, many_r
 def arrays(names: Sequence[str]) -> dict[str, np.ndarray]:
     """Paths, states and metrics of the runs, by name."""
     found = {name: CHECKS[name]() for name in names if name in CHECKS}
-    for name in set(names) - set(CHECKS):
+    for name in (name for name in names if name in RUNS):  # in one order: processes wait for each other in each
         run = RUNS[name]()
         found |= {name: run.params, f"{name} metric": run.metrics["trace_hessian"]}
         found |= {f"{name} v{i}": leaf for i, leaf in enumerate(jax.tree.leaves(run.v))}
@@ -113,4 +113,5 @@ if __name__ == "__main__":
     if process:
         port, count, index = (int(word) for word in process)
         jax.distributed.initialize(f"localhost:{port}", count, index)
-    np.savez(out, devices=jax.device_count(), **arrays(names.split(",")))
+    found: dict[str, Any] = arrays(names.split(","))
+    np.savez(out, devices=jax.device_count(), **found)
