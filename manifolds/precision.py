@@ -25,13 +25,24 @@ def is_traced(*trees: PyTree) -> bool:
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:
-    """Every floating array of `tree` as a JAX array of `dtype`; everything else as it is."""
+    """Every floating array of `tree` as a JAX array of `dtype`; everything else as it is.
+
+    Arrays that are spread over several devices are gathered: flat coordinates would lose their layout.
+    """
 
     def one(leaf: Any) -> Any:
+        if _is_spread(leaf):
+            leaf = jnp.asarray(np.asarray(leaf))
         is_array = eqx.is_array(leaf) or isinstance(leaf, (np.ndarray, np.generic))
         return jnp.asarray(leaf, dtype) if is_array and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jtu.tree_map(one, tree)
+
+
+def _is_spread(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array) or is_traced(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return False
+    return len(leaf.sharding.device_set) > 1
 
 
 def to_numpy(tree: PyTree) -> PyTree:

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import slowsde as ss
 from manifolds.precision import working_precision
@@ -94,7 +96,21 @@ def conventional() -> ss.Trajectory:
     return ss.conventional_sde(LINE, ss.adam(c=2.0), LINE_START, 0.1, lr=0.05, paths=PATHS, metrics="trace_hessian")
 
 
-CHECKS: dict[str, Any] = {"orders": orders, "factored": factored}
+def sharded() -> np.ndarray:
+    """Whether parameters that are spread over the devices, by either kind of axis, give what whole ones give."""
+    w, inputs = np.linspace(0.5, 1.5, 16, dtype=np.float32), np.eye(2, 16, dtype=np.float32) + 0.25
+    problem = ss.LeastSquares(lambda w, z: z @ w**2, inputs, np.ones(2), ss.LabelNoise(std=1.0))
+
+    def end(start: Any) -> np.ndarray:
+        return ss.run_discrete(problem, ss.adam(c=2.0), start, 0.1, lr=0.05, paths=2, save_at=2).params
+
+    kinds = AxisType.Auto, AxisType.Explicit
+    meshes = [jax.make_mesh((len(jax.devices()),), ("w",), axis_types=(kind,)) for kind in kinds]
+    pieces = [jax.device_put(w, NamedSharding(mesh, P("w"))) for mesh in meshes]
+    return np.array([np.array_equal(end(piece), end(w)) for piece in pieces])
+
+
+CHECKS: dict[str, Any] = {"orders": orders, "factored": factored, "sharded": sharded}
 RUNS: dict[str, Any] = {run.__name__: run for run in (slow, fast, mutant, many_rows, conventional)}
 
 

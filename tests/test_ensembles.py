@@ -99,7 +99,9 @@ def test_two_processes_get_all_the_paths_in_order(here: dict[str, np.ndarray], t
 @pytest.mark.parametrize("devices", [2, 8])
 def test_other_numbers_of_devices(devices: int, tmp_path: Path) -> None:
     names = "slow,fast,many_rows,conventional"
-    same(on_devices(tmp_path, names, devices), runs.arrays(names.split(",")))
+    found = on_devices(tmp_path, names + ",sharded", devices)
+    assert found.pop("sharded").all()
+    same(found, runs.arrays(names.split(",")))
 
 
 @pytest.mark.slow
