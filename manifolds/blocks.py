@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 # On a CPU, XLA (seen with jaxlib 0.10.2 on two cores) can wait for ever for two batched eigenpairs or Cholesky factors
-# that it computes side by side, if the matrices have some 64 rows or more. Larger ones than this are never batched.
-BATCHED_ROWS = 32
+# that it computes side by side, if the matrices have some 32 rows or more. Larger ones than this are never batched.
+BATCHED_ROWS = 16
 
 
 def batches_well(rows: int) -> bool:
@@ -48,7 +48,7 @@ def sum_in_blocks(function: Callable[[Any], PyTree], points: PyTree, size: int) 
     count = jax.tree.leaves(points)[0].shape[0]
     size = max(1, min(size, count))
     index = jnp.arange(-(-count // size) * size).reshape(-1, size)
-    weights = index < count  # the last block is filled up with the last point
+    blocks = index, index < count  # the last block is filled up with the last point, of weight 0
 
     def of_block(block: tuple[Array, Array]) -> PyTree:
         rows, weight = block
@@ -59,6 +59,7 @@ def sum_in_blocks(function: Callable[[Any], PyTree], points: PyTree, size: int) 
         return jax.tree.map(lambda leaf: jnp.tensordot(weight.astype(leaf.dtype), leaf, 1), found)
 
     if index.shape[0] == 1:
-        return of_block((index[0], weights[0]))
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_block, (index[0], weights[0])))
-    return jax.lax.scan(lambda sums, block: (jax.tree.map(jnp.add, sums, of_block(block)), None), zero, (index, weights))[0]
+        return of_block((index[0], blocks[1][0]))
+    shapes = jax.eval_shape(of_block, (index[0], blocks[1][0]))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(lambda sums, block: (jax.tree.map(jnp.add, sums, of_block(block)), None), zero, blocks)[0]

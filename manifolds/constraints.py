@@ -20,7 +20,7 @@ Vector = Float[Array, " p"]
 Residuals = Float[Array, " m"]
 Solve = Callable[[Residuals, float], Residuals]  # (r, relative accuracy) -> K⁻¹ r
 
-LOOSE = 1e-4  # the accuracy where an error only has to be reduced
+LOOSE, TIGHT = 1e-5, 1e-9  # relative accuracies: where an error only has to be reduced, and elsewhere
 
 
 class NearbyKernel(eqx.Module):
@@ -39,6 +39,35 @@ class NearbyKernel(eqx.Module):
         return self.vectors @ (jnp.where(values > 0, 1 / jnp.where(values > 0, values, 1), 0) * (self.vectors.T @ r))
 
 
+class KernelFactor(eqx.Module):
+    """A Cholesky factor of K₀ + δI: like a `NearbyKernel`, for scale 1 and the shift δ."""
+
+    factor: Float[Array, "m m"]
+    shift: Float[Array, ""]
+
+    def __init__(self, kernel: Float[Array, "m m"], shift: Any = None):
+        self.shift = ridge(jnp.trace(kernel)) if shift is None else shift
+        self.factor = jnp.linalg.cholesky(kernel + self.shift * jnp.eye(kernel.shape[0], dtype=kernel.dtype))
+
+    def solve(self, r: Residuals, scale: Any = 1.0, shift: Any = None) -> Residuals:
+        """(K₀ + δI)⁻¹ r."""
+        return jax.scipy.linalg.cho_solve((self.factor, True), r)
+
+
+class KernelDiagonal(eqx.Module):
+    """The diagonal of a kernel, which preconditions it where nothing better is known: like a `NearbyKernel`."""
+
+    values: Float[Array, " m"]
+
+    def solve(self, r: Residuals, scale: Any, shift: Any) -> Residuals:
+        """r over scale·diag K + shift."""
+        values = scale * self.values + shift
+        return jnp.where(values > 0, r / jnp.where(values > 0, values, 1), 0)
+
+
+Preconditioner = NearbyKernel | KernelFactor | KernelDiagonal
+
+
 class Constraints(eqx.Module):
     """The constraints r = 0 linearized at a point, in the metric S.
 
@@ -49,52 +78,60 @@ class Constraints(eqx.Module):
     metric: AbstractMetric
     jacobian: AbstractJacobian
     solve: Solve
+    near: Preconditioner | None = None  # what preconditioned `solve`, or a factor of this very kernel
 
     def solve_residual(self, r: Residuals, accuracy: float = LOOSE) -> Vector:
         """S Jᵀ (J S Jᵀ)⁻¹ r, the Gauss–Newton step."""
         return self.metric(self.jacobian.transposed(self.solve(r, accuracy)))
 
-    def multipliers(self, g: Vector, accuracy: float = LOOSE**2) -> Residuals:
+    def multipliers(self, g: Vector, accuracy: float = TIGHT) -> Residuals:
         """μ = (J S Jᵀ)⁻¹ J S g: Jᵀμ is the part of the gradient g that holds against the constraints."""
         return self.solve(self.jacobian(self.metric(g)), accuracy)
 
-    def project_gradient(self, g: Vector) -> Vector:
-        """Π S g; projected twice, as in `AbstractNormalSpace.project_null`."""
-        move = self.metric(g - self.jacobian.transposed(self.multipliers(g)))
+    def project(self, w: Vector) -> Vector:
+        """Π w, twice as in `AbstractNormalSpace.project_null`."""
+        w = w - self.solve_residual(self.jacobian(w), TIGHT)
+        return w - self.solve_residual(self.jacobian(w))
+
+    def project_gradient(self, g: Vector, accuracy: float = TIGHT) -> Vector:
+        """Π S g; projected twice, as in `AbstractNormalSpace.project_null`, unless little accuracy is asked for."""
+        move = self.metric(g - self.jacobian.transposed(self.multipliers(g, accuracy)))
+        if accuracy >= LOOSE:
+            return move
         return move - self.solve_residual(self.jacobian(move))
 
 
-def factorized(jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None) -> Solve:
+def factorized(
+    jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None
+) -> tuple[Solve, KernelFactor]:
     """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by a Cholesky factor; shift=None for a ridge at rounding level."""
-    kernel = scale * jacobian.gram(metric)
-    shift = ridge(jnp.trace(kernel)) if shift is None else shift
-    factor = jnp.linalg.cholesky(kernel + shift * jnp.eye(kernel.shape[0], dtype=kernel.dtype))
-    return lambda r, accuracy: jax.scipy.linalg.cho_solve((factor, True), r)
+    factor = KernelFactor(scale * jacobian.gram(metric), shift)
+    return lambda r, accuracy: factor.solve(r), factor
 
 
 def iterated(
-    jacobian: AbstractJacobian, metric: AbstractMetric, near: NearbyKernel, scale: Any = 1.0, shift: Any = 0.0
-) -> Solve:
+    jacobian: AbstractJacobian, metric: AbstractMetric, near: Preconditioner, scale: Any = 1.0, shift: Any = None
+) -> tuple[Solve, Preconditioner]:
     """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by conjugate gradients, preconditioned by the kernel `near`.
 
-    Directions in which that one has lost rank count as free here as well. A solve that takes as many products as it
-    costs to form the kernel gives up, and factorizes.
+    shift=None for the one of a factor, else 0: then directions in which `near` has lost rank count as free here too. A
+    solve that takes as many products as it costs to form the kernel gives up, and factorizes.
     """
+    added = (near.shift if isinstance(near, KernelFactor) else 0.0) if shift is None else shift
 
     def solve(r: Residuals, accuracy: float) -> Residuals:
         found, converged = conjugate_gradients(
-            lambda u: scale * jacobian(metric(jacobian.transposed(u))) + shift * u,
+            lambda u: scale * jacobian(metric(jacobian.transposed(u))) + added * u,
             r,
-            lambda u: near.solve(u, scale, shift),
+            lambda u: near.solve(u, scale, added),
             accuracy,
             max_steps=10 + r.shape[0] // 8,  # m products cost about four kernels
         )
-        rest = None if isinstance(shift, float) and shift == 0 else shift
         return jax.lax.cond(
-            converged, lambda: found, lambda: factorized(jacobian, metric, scale, rest)(r, accuracy)
+            converged, lambda: found, lambda: factorized(jacobian, metric, scale, shift)[0](r, accuracy)
         )
 
-    return solve
+    return solve, near
 
 
 def ridge(trace: Array) -> Array:
@@ -111,6 +148,7 @@ def conjugate_gradients(
     The preconditioned method of Hestenes and Stiefel from x = 0: one product a step and none besides. Where M is near A
     the norm is that of A^½ times the error, for constraints the length in the metric S⁻¹ of the move that it makes.
     """
+    accuracy = max(accuracy, 4 * float(jnp.finfo(b.dtype).eps))
     first = precondition(b)
     start = b @ first
 

@@ -60,7 +60,10 @@ class Coordinates:
     def completed(self, arrays: PyTree) -> PyTree:
         """The params with the arrays of `unravel_arrays`, and with the leaves that are no arrays put back."""
         found = self.treedef.flatten_up_to(arrays)
-        leaves = [leaf if shape is not None else other for leaf, other, shape in zip(found, self.static, self.shapes, strict=True)]
+        leaves = [
+            leaf if shape is not None else other
+            for leaf, other, shape in zip(found, self.static, self.shapes, strict=True)
+        ]
         return jtu.tree_unflatten(self.treedef, leaves)
 
     def part(self, chosen: Sequence[bool]) -> "Coordinates":

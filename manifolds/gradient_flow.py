@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .constraints import NearbyKernel
+from .constraints import Preconditioner
 from .losses import AbstractLoss
 from .metrics import AbstractMetric
 
@@ -65,7 +65,7 @@ class RosenbrockFlow(dfx.AbstractAdaptiveSolver):
 
     loss: AbstractLoss
     metric: AbstractMetric
-    near: NearbyKernel | None = None  # see `AbstractLoss.nearby`
+    near: Preconditioner | None = None  # see `AbstractLoss.nearby`
 
     term_structure: ClassVar = dfx.ODETerm
     interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation

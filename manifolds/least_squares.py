@@ -10,7 +10,17 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .blocks import map_in_blocks, sum_in_blocks
-from .constraints import LOOSE, Constraints, NearbyKernel, factorized, iterated
+from .constraints import (
+    LOOSE,
+    TIGHT,
+    Constraints,
+    KernelDiagonal,
+    NearbyKernel,
+    Preconditioner,
+    Solve,
+    factorized,
+    iterated,
+)
 from .coordinates import Coordinates, ravel
 from .jacobians import AbstractJacobian, JacobianProducts, StoredJacobian
 from .losses import CHUNK, AbstractLoss, NewtonStep, Vector
@@ -18,6 +28,7 @@ from .metrics import AbstractMetric
 from .normal_space import AbstractNormalSpace, KernelNormalSpace
 
 CACHED = 2**16  # entries of Jacobians that a CPU's cache holds
+LARGE = 1500  # residuals from which on the kernel of a whole step preconditions better than many cost to form
 MEMORY = 2**31  # bytes that Jacobians, or blocks of their rows, may take by default
 
 
@@ -60,6 +71,10 @@ class LeastSquaresLoss(AbstractLoss):
         self.coordinates = like if isinstance(like, Coordinates) else Coordinates.of(like)
         self.stored, self.memory = stored, memory
 
+    @property
+    def route(self) -> str:
+        return "kernel" if self.stored else "matrix_free"
+
     # one sample ------------------------------------------------------------------------------------------------------
 
     @property
@@ -80,7 +95,10 @@ class LeastSquaresLoss(AbstractLoss):
         def outputs(arrays: PyTree) -> Float[Array, " k"]:
             return jnp.ravel(self.predict(self.coordinates.completed(arrays), datum))
 
-        rows = jax.jacrev(outputs)(arrays)
+        if self.targets.size == self.num_samples:
+            rows = jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda a: outputs(a)[0])(arrays))
+        else:
+            rows = jax.jacrev(outputs)(arrays)
         return jax.tree.map(lambda leaf: leaf / jnp.sqrt(self.num_samples), rows)
 
     def sample_rows(self, x: Vector, datum: PyTree) -> Float[Array, "k p"]:
@@ -104,17 +122,19 @@ class LeastSquaresLoss(AbstractLoss):
 
         return sum_in_blocks(one, (self.inputs, *others), self.at_a_time(x))
 
-    def sample_traces(self, x: Vector, metric: AbstractMetric) -> Float[Array, " n"]:
-        """n |J_i S^½|² for every sample: tr H'_i of the Hessian of its own loss, whose mean is tr H' on Γ."""
+    def row_norms(self, x: Vector, metric: AbstractMetric) -> Float[Array, " m"]:
+        """|J_i S^½|² of every row: the diagonal of K, whose sum is tr H' on Γ."""
         arrays = self.coordinates.unravel_arrays(x)
 
-        def trace(datum: PyTree) -> Array:
-            return self.num_samples * self._trace(self.sample_jacobian(arrays, datum), metric)
+        def norms(datum: PyTree) -> Array:
+            return jax.vmap(lambda row: self._trace(row, metric))(
+                jax.tree.map(lambda leaf: leaf[:, None], self.sample_jacobian(arrays, datum))
+            )
 
-        return map_in_blocks(trace, self.inputs, self.at_a_time(x))
+        return map_in_blocks(norms, self.inputs, self.at_a_time(x)).ravel()
 
     def _trace(self, jacobian: PyTree, metric: AbstractMetric) -> Array:
-        """tr J_i S J_iᵀ for the rows J_i of a sample."""
+        """tr J_i S J_iᵀ for rows J_i."""
         entries = metric.entries()
         if entries is None:
             return jnp.sum(metric.sqrt(jax.vmap(ravel)(jacobian).T) ** 2)
@@ -162,26 +182,31 @@ class LeastSquaresLoss(AbstractLoss):
     def nearby(self, x: Vector, metric: AbstractMetric) -> NearbyKernel | None:
         return None if self.stored else NearbyKernel(self.jacobian(x).gram(metric))
 
+    def roughly(self, x: Vector, metric: AbstractMetric) -> KernelDiagonal | None:
+        return None if self.stored else KernelDiagonal(self.row_norms(x, metric))
+
+    def outlasts(self, x: Vector) -> bool:
+        return not self.stored and self.targets.size >= LARGE
+
     def normal_space(self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None) -> KernelNormalSpace:
         return KernelNormalSpace(self.jacobian(x), metric, rank)
 
     def constraints(
-        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None, near: NearbyKernel | None = None
+        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None, near: Preconditioner | None = None
     ) -> Constraints:
         jacobian = self.jacobian(x)
-        solve = factorized(jacobian, metric) if near is None else iterated(jacobian, metric, near)
-        return Constraints(metric, jacobian, solve)
+        return Constraints(metric, jacobian, *self._solver(jacobian, metric, near))
 
     def newton_step(self, x: Vector, normal: AbstractNormalSpace | Constraints) -> Vector:
         assert isinstance(normal, KernelNormalSpace | Constraints)
         return normal.solve_residual(self.residuals(x))
 
     def newton(
-        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: NearbyKernel | None = None
+        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: Preconditioner | None = None
     ) -> NewtonStep:
-        if near is None or rank is not None:
+        if self.stored or rank is not None or not isinstance(near, NearbyKernel):
             return super().newton(x, metric, rank)
-        move = self.constraints(x, metric, near=near).solve_residual(self.residuals(x), LOOSE**2)
+        move = self.constraints(x, metric, near=near).solve_residual(self.residuals(x), TIGHT)
         smallest = jnp.min(jnp.where(near.values > 0, near.values, jnp.inf))
         return NewtonStep(move, smallest, jnp.max(near.values))
 
@@ -194,15 +219,21 @@ class LeastSquaresLoss(AbstractLoss):
         return moving & (r @ r > distance * jnp.linalg.norm(slope))
 
     def damped_solver(
-        self, x: Vector, metric: AbstractMetric, h: Float[Array, ""], near: NearbyKernel | None = None
+        self, x: Vector, metric: AbstractMetric, h: Float[Array, ""], near: Preconditioner | None = None
     ) -> Callable[[Vector], Vector]:
         # Woodbury: (I + h S JᵀJ)⁻¹ = I − h S Jᵀ (I + h J S Jᵀ)⁻¹ J.
         jacobian = self.curvature_jacobian(x)
-        if near is None:
-            solve = factorized(jacobian, metric, h, 1.0)
-        else:
-            solve = iterated(jacobian, metric, near, h, 1.0)
-        return lambda w: w - h * metric(jacobian.transposed(solve(jacobian(w), LOOSE**2)))
+        solve, _ = self._solver(jacobian, metric, near, h, 1.0)
+        return lambda w: w - h * metric(jacobian.transposed(solve(jacobian(w), TIGHT)))
+
+    def _solver(
+        self, jacobian: AbstractJacobian, metric: AbstractMetric, near: Preconditioner | None, *terms: Any
+    ) -> tuple[Solve, Preconditioner]:
+        """(scale·J S Jᵀ + shift·I)⁻¹ for the `terms` scale and shift: by a factor, or by iterations if something is
+        `near`."""
+        if self.stored or near is None:
+            return factorized(jacobian, metric, *terms)
+        return iterated(jacobian, metric, near, *terms)
 
     # derivatives of the Hessian --------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .blocks import batches_well, map_in_blocks
-from .constraints import NearbyKernel
+from .constraints import KernelDiagonal, NearbyKernel, Preconditioner
 from .coordinates import Coordinates
 from .metrics import AbstractMetric, Identity
 from .normal_space import AbstractNormalSpace, DenseNormalSpace
@@ -36,6 +36,11 @@ class AbstractLoss(eqx.Module):
     """A loss L: R^p → R near its manifold Γ of minimizers. `coordinates` ties R^p to the user's pytree."""
 
     coordinates: eqx.AbstractVar[Coordinates]
+
+    @property
+    @abc.abstractmethod
+    def route(self) -> str:
+        """How it is computed: "dense", "kernel" or "matrix_free"."""
 
     @abc.abstractmethod
     def value(self, x: Vector) -> Float[Array, ""]:
@@ -65,7 +70,7 @@ class AbstractLoss(eqx.Module):
         """S^½ (H')⁺ S^½ ∇L(x), or S Jᵀ (J S Jᵀ)⁺ r(x): subtract it to return to Γ along S·(normal space)."""
 
     def newton(
-        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: NearbyKernel | None = None
+        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: Preconditioner | None = None
     ) -> "NewtonStep":
         """One step of the return to Γ, with the curvatures that it met; `near` may spare the eigenpairs."""
         normal = self.normal_space(x, metric, rank)
@@ -74,16 +79,25 @@ class AbstractLoss(eqx.Module):
         return NewtonStep(self.newton_step(x, normal), smallest, normal.largest)
 
     def off_manifold(self, x: Vector, metric: AbstractMetric, distance: Array) -> Bool[Array, ""]:
-        """True only if x is neither at rest nor within `distance` of Γ by `newton_step`: a cheap test; False if unsure."""
+        """True only if x is neither at rest nor within `distance` of Γ by `newton_step`; False if a cheap test cannot
+        tell."""
         return jnp.asarray(False)
 
     def nearby(self, x: Vector, metric: AbstractMetric) -> NearbyKernel | None:
         """What preconditions solves at points and in metrics near these; None where nothing needs it."""
         return None
 
+    def roughly(self, x: Vector, metric: AbstractMetric) -> KernelDiagonal | None:
+        """What preconditions a few solves at x at little cost; None where nothing needs it."""
+        return None
+
+    def outlasts(self, x: Vector) -> bool:
+        """Whether `nearby` is worth keeping over the substeps of a step, rather than factors of its own for each."""
+        return False
+
     @abc.abstractmethod
     def damped_solver(
-        self, x: Vector, metric: AbstractMetric, h: Float[Array, ""], near: NearbyKernel | None = None
+        self, x: Vector, metric: AbstractMetric, h: Float[Array, ""], near: Preconditioner | None = None
     ) -> Callable[[Vector], Vector]:
         """w ↦ (I + h S A)⁻¹ w with A ≈ ∇²L(x): the linear solve of an implicit step of ẋ = −S∇L."""
 
@@ -108,7 +122,7 @@ class AbstractLoss(eqx.Module):
         """diag of a positive semi-definite model of ∇²⟨∇²L(x), S⟩, S held fixed: how stiff the flow of T[S] is."""
 
     def constraints(
-        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None, near: NearbyKernel | None = None
+        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None, near: Preconditioner | None = None
     ) -> Any:
         """The normal space at x for steps along Γ only: its `project_gradient`, and what `newton_step` asks of it."""
         return self.normal_space(x, metric, rank)
@@ -141,6 +155,10 @@ class ScalarLoss(AbstractLoss):
         self.function = function
         self.coordinates = like if isinstance(like, Coordinates) else Coordinates.of(like)
 
+    @property
+    def route(self) -> str:
+        return "dense"
+
     def value(self, x: Vector) -> Float[Array, ""]:
         return self.function(self.coordinates.unravel(x))
 
@@ -161,7 +179,7 @@ class ScalarLoss(AbstractLoss):
         return normal.solve(self.gradient(x))
 
     def damped_solver(
-        self, x: Vector, metric: AbstractMetric, h: Float[Array, ""], near: NearbyKernel | None = None
+        self, x: Vector, metric: AbstractMetric, h: Float[Array, ""], near: Preconditioner | None = None
     ) -> Callable[[Vector], Vector]:
         factors = jax.scipy.linalg.lu_factor(jnp.eye(x.shape[0], dtype=x.dtype) + h * metric(self.hessian(x)))
         return lambda w: jax.scipy.linalg.lu_solve(factors, w)

@@ -8,7 +8,6 @@ between R^p and the coordinates along the q_i.
 import abc
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -66,8 +65,8 @@ class AbstractNormalSpace(eqx.Module):
         """Π w with Π = S^½ Q0 S^-½ = ∂Φ_S: onto the tangent space, along S·(normal space)."""
         return self.metric.sqrt(self.project_null(self.metric.inv_sqrt(w)))
 
-    def project_gradient(self, g: Float[Array, " p"]) -> Float[Array, " p"]:
-        """Π S g = S^½ Q0 S^½ g: the tangential part of a preconditioned gradient."""
+    def project_gradient(self, g: Float[Array, " p"], accuracy: float = 0.0) -> Float[Array, " p"]:
+        """Π S g = S^½ Q0 S^½ g: the tangential part of a preconditioned gradient, to rounding whatever `accuracy`."""
         return self.metric.sqrt(self.project_null(self.metric.sqrt(g)))
 
     def solve(self, g: Float[Array, " p"]) -> Float[Array, " p"]:

@@ -11,17 +11,19 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from manifolds.coordinates import Coordinates, ravel
 from manifolds.geometry import check_loss
+from manifolds.normal_space import AbstractNormalSpace
 from manifolds.precision import is_traced
 
 from .optimizers import AGM
 from .problems import AbstractProblem
+from .route import Route
 from .slow_sde import SlowSDE, slow_sde
 
 Vector = Float[Array, " p"]
 
 
 def on_flat_coordinates(
-    problem: AbstractProblem, optimizer: AGM, params: PyTree, route: str = "auto"
+    problem: AbstractProblem, optimizer: AGM, params: PyTree, route: str | Route = "auto"
 ) -> tuple[SlowSDE, Vector]:
     """The slow SDE and the flat vector of params, once problem, optimizer, noise and params are known to fit."""
     chart = Coordinates.of(params)
@@ -57,20 +59,32 @@ def check_on_manifold(sde: SlowSDE, x: Vector, v: PyTree) -> None:
     check_state(sde, x, v, "v")
     if is_traced(sde, x, v):
         return
-    metric, normal = sde.metric(v), sde.normal_space(x, v)
-    rounding = jnp.finfo(x.dtype).eps ** 0.5
-    step, limit = float(jnp.linalg.norm(sde.loss.newton_step(x, normal))), float(rounding * (1 + jnp.linalg.norm(x)))
-    if not step < limit:
+    rounding = float(jnp.finfo(x.dtype).eps ** 0.5)
+    size, step, slope, flat = (float(found) for found in _off_manifold(sde, x, v))
+    if not step < rounding * size:
         raise ValueError(
             f"params is not on the manifold of minimizers: Newton's step towards it has length {step:.3g}, more than "
-            f"{limit:.2g}. Move it there first with manifolds.limit_map(loss, params, metric)."
+            f"{rounding * size:.2g}. Move it there first with manifolds.limit_map(loss, params, metric)."
         )
-    slope = jnp.linalg.norm(metric.sqrt(sde.loss.gradient(x)))
-    if not slope <= rounding * normal.largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x))):
+    if not slope <= rounding * flat:
         raise ValueError(
-            f"params is not on the manifold of minimizers: the loss has a slope there ({float(slope):.3g}). Move it "
+            f"params is not on the manifold of minimizers: the loss has a slope there ({slope:.3g}). Move it "
             "there first with manifolds.limit_map(loss, params, metric)."
         )
+
+
+@eqx.filter_jit
+def _off_manifold(sde: SlowSDE, x: Vector, v: PyTree) -> tuple[Array, Array, Array, Array]:
+    """1 + |x|, the length of Newton's step, |S^½∇L|, and what this is to be compared with."""
+    metric, normal = sde.metric(v), sde.frame(x, v)
+    # Short steps to r = 0 leave no slope; of eigenpairs the null space may have one.
+    largest = normal.largest if isinstance(normal, AbstractNormalSpace) else jnp.inf
+    return (
+        1 + jnp.linalg.norm(x),
+        jnp.linalg.norm(sde.loss.newton_step(x, normal)),
+        jnp.linalg.norm(metric.sqrt(sde.loss.gradient(x))),
+        largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x))),
+    )
 
 
 def check_noise_on_manifold(sde: SlowSDE, x: Vector, curvature: Any) -> None:

@@ -31,6 +31,7 @@ from .metrics import as_metrics, check_metrics, evaluate
 from .optimizers import AGM
 from .problems import AbstractProblem
 from .progress import meter
+from .route import Route
 from .slow_sde import SlowSDE
 from .solve import step_grid
 from .solvers import StepBrownianPath, step_keys
@@ -57,7 +58,7 @@ def conventional_sde(
     metrics: Any = (),
     solver: str = "heun",
     substeps: int = 1,
-    route: str = "auto",
+    route: str | Route = "auto",
     dtype: Any = "float64",
     throw: bool = True,
     progress: bool | None = None,

@@ -18,6 +18,7 @@ from .integrate import simulate
 from .metrics import as_metrics
 from .optimizers import AGM
 from .problems import AbstractProblem
+from .route import Route
 from .slow_sde import slow_sde
 from .trajectory import Result, Trajectory
 
@@ -130,7 +131,7 @@ def convergence_study(
     solver: str = "auto",
     dt: float | None = None,
     rtol: float = 1e-8,
-    route: str = "auto",
+    route: str | Route = "auto",
     rank: int | None = None,
     dtype: Any = "float64",
     progress: bool | None = None,

@@ -23,6 +23,7 @@ from .metrics import as_metrics, check_metrics, evaluate
 from .optimizers import AGM
 from .problems import AbstractProblem
 from .progress import meter
+from .route import Route
 from .solve import result_codes, solve_sde, step_grid
 from .start import start_on_manifold
 from .trajectory import Result
@@ -95,7 +96,7 @@ def weak_estimate(
     levels: int = 2,
     t0: float = 0.0,
     v0: PyTree = None,
-    route: str = "auto",
+    route: str | Route = "auto",
     rank: int | None = None,
     dtype: Any = "float64",
     progress: bool | None = None,

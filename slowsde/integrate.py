@@ -19,6 +19,7 @@ from .metrics import Metric, as_metrics, check_metrics, evaluate
 from .optimizers import AGM
 from .problems import AbstractProblem
 from .progress import meter
+from .route import Route
 from .slow_sde import SlowSDE
 from .solve import Ending, Saved, falling_time, result_codes, solve_flow, solve_sde, solve_to_rest, step_grid, stillness
 from .solvers import SlowState
@@ -46,7 +47,7 @@ def simulate(
     rtol: float = 1e-6,
     tol: float = 1e-9,
     max_steps: int = 100_000,
-    route: str = "auto",
+    route: str | Route = "auto",
     rank: int | None = None,
     dtype: Any = "float64",
     throw: bool = True,
@@ -75,7 +76,7 @@ def simulate(
         rtol: tolerance of the adaptive solvers, relative to each parameter and to their root mean square.
         tol: with t1=inf, how still is stationary: `stats["stillness"]`, without units, see `SlowSDE.stillness`.
         max_steps: bound on its steps.
-        route: "dense", "kernel" (least squares) or "auto".
+        route: a `Route` or its name: "dense", "kernel" or "matrix_free" (least squares, classification) or "auto".
         rank: the rank of the Hessian on Γ; None to find it.
         dtype: "float64" or "float32".
         throw: raise `RunError` when a path fails; False returns what it had, with `Trajectory.result` codes.
@@ -151,12 +152,12 @@ def record(
     """The trajectory of a solve, with metrics, spectra and how each path ended; `about` are statistics of its start."""
     sde = slow.sde
     found = evaluate(named, sde, saved.x, saved.v)
-    history = spectral_history(sde, saved.x, saved.v)
+    history = spectral_history(sde, saved.x, saved.v, saved.rank, saved.largest)
     codes = result_codes(slow, ending)
     reached = np.isfinite(np.asarray(saved.residual))
     saved, found, history = _blank_unreached(reached, to_numpy((saved, found, history)))
     stats = {
-        "route": type(sde.loss).__name__,
+        "route": sde.loss.route,
         **about,
         "residual": saved.residual,
         "ranks": saved.rank,

@@ -11,6 +11,7 @@ from manifolds.precision import in_working_precision
 from .checks import check_on_manifold, on_flat_coordinates
 from .optimizers import AGM
 from .problems import AbstractProblem
+from .route import Route
 from .slow_sde import SlowSDE
 
 Vector = Float[Array, " p"]
@@ -32,7 +33,13 @@ class Coefficients(eqx.Module):
 
 @in_working_precision
 def coefficients(
-    problem: AbstractProblem, optimizer: AGM, params: PyTree, v: PyTree = None, *, t: Any = None, route: str = "auto"
+    problem: AbstractProblem,
+    optimizer: AGM,
+    params: PyTree,
+    v: PyTree = None,
+    *,
+    t: Any = None,
+    route: str | Route = "auto",
 ) -> Coefficients:
     """Drift and diffusion of the slow SDE at params on Γ with preconditioner state v.
 
@@ -45,7 +52,7 @@ def coefficients(
         params: a point of Γ (see `manifolds.limit_map`).
         v: optimizer state; None for the equilibrium V(Σ).
         t: slow time, which matters to schedules (that need it) and bias correction (None: long after the start).
-        route: "dense", "kernel" (least squares) or "auto".
+        route: a `Route` or its name, as in `simulate`.
 
     Returns: `Coefficients`, per unit of slow time t = kη². Works under jit and vmap.
     Raises: ValueError on bad input or if params is not on Γ.
@@ -64,7 +71,7 @@ def coefficients(
 
 @eqx.filter_jit
 def _coefficients(sde: SlowSDE, x: Vector, v: PyTree, t: Array) -> Coefficients:
-    normal = sde.normal_space(x, v)
+    normal = sde.frame(x, v)
     return Coefficients(
         drift=sde.chart.unravel_arrays(sde.drift(x, normal, t)),
         diffusion=sde.diffusion(x, normal, t),

@@ -21,6 +21,7 @@ from .route import Route, as_route
 if TYPE_CHECKING:
     from .noise import AbstractNoise
 
+
 class AbstractProblem(eqx.Module):
     """A loss and the noise of its stochastic gradients."""
 

@@ -19,6 +19,7 @@ from .metrics import as_metrics, check_metrics
 from .optimizers import AGM
 from .problems import AbstractProblem
 from .progress import meter
+from .route import Route
 from .solve import solve_sde, step_grid
 from .solvers import SlowState
 from .trajectory import Result, Trajectory, finish
@@ -34,7 +35,7 @@ def resume(
     save_at: Any = 101,
     metrics: Any = (),
     dt: float | None = None,
-    route: str = "auto",
+    route: str | Route = "auto",
     dtype: Any = "float64",
     throw: bool = True,
     progress: bool | None = None,

@@ -21,6 +21,7 @@ from manifolds.coordinates import Coordinates, ravel
 
 from .optimizers import AGM
 from .problems import AbstractProblem
+from .route import Route
 
 Vector = Float[Array, " p"]
 
@@ -97,6 +98,13 @@ class SlowSDE(eqx.Module):
         """Eigenpairs of H' = S^½ H S^½ at x in the metric S(v)."""
         return self.loss.normal_space(x, self.metric(v), self.rank)
 
+    def frame(self, x: Vector, v: PyTree) -> Any:
+        """What the drift asks of the normal space at x: eigenpairs only where Σ is not αH."""
+        if not self.has_sharpness:
+            return self.normal_space(x, v)
+        metric = self.metric(v)
+        return self.loss.constraints(x, metric, self.rank, self.loss.roughly(x, metric))
+
     def tangential_drift(self, x: Vector, normal: Any, t: Any) -> Vector:
         """−½ s² Π S T[C] − s Π ω x, the part of the drift along Γ; the first is −(α/4) s² Π S T[S] for label noise."""
         alpha, pace = self.hessian_scale, self.optimizer.pace(t)
@@ -115,16 +123,16 @@ class SlowSDE(eqx.Module):
             return gradient
         return gradient + metric.inv_sqrt(metric.inv_sqrt(pace * self.optimizer.decay(self.chart) * x))
 
-    def damped_metric(
-        self, x: Vector, metric: mf.AbstractMetric, gradient: Vector, t: Any, h: Array, near: Any = None
-    ) -> mf.AbstractMetric:
-        """(S⁻¹ + hG)⁻¹ with G ≥ 0 a diagonal model of the Hessian of (α/4)s²⟨H, S⟩ along Γ: the metric of an implicit
-        step of length h. `gradient` is that of the same function, `near` as in `AbstractLoss.constraints`."""
+    def damped_constraints(
+        self, x: Vector, metric: mf.AbstractMetric, gradient: Vector, t: Any, h: Array, near: Any
+    ) -> Any:
+        """The constraints of an implicit step of length h in its metric (S⁻¹ + hG)⁻¹, with G ≥ 0 a diagonal model of
+        the Hessian of (α/4)s²⟨H, S⟩ along Γ; `gradient` is that function's. `near` as in `AbstractLoss.constraints`."""
         curvature = self._sharpness_curvature(x, metric, t)
         # The multipliers of the step are those in its own metric; the curvature so far serves for them.
-        normal = self.loss.constraints(x, _damped(metric, h * curvature), self.rank, near)
-        curvature = jnp.maximum(curvature - self.loss.constraint_curvature(x, normal, gradient), 0)
-        return _damped(metric, h * curvature)
+        first = self.loss.constraints(x, _damped(metric, h * curvature), self.rank, near)
+        curvature = jnp.maximum(curvature - self.loss.constraint_curvature(x, first, gradient), 0)
+        return self.loss.constraints(x, _damped(metric, h * curvature), self.rank, getattr(first, "near", None))
 
     def _sharpness_curvature(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Vector:
         scale = self.hessian_scale * self.optimizer.pace(t) ** 2
@@ -132,6 +140,8 @@ class SlowSDE(eqx.Module):
 
     def nearby(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> Any:
         """What preconditions the solves of implicit steps of lengths about h from x, see `AbstractLoss.nearby`."""
+        if not self.loss.outlasts(x):
+            return None
         return self.loss.nearby(x, _damped(metric, h * self._sharpness_curvature(x, metric, t)))
 
     def relaxed(self, x: Vector, v: PyTree, t: Any, h: Any) -> PyTree:
@@ -160,7 +170,7 @@ class SlowSDE(eqx.Module):
         derivative of ⟨H, S⟩ along Γ.
         """
         metric = self.metric(v)
-        speed = jnp.linalg.norm(metric.inv_sqrt(self.tangential_drift(x, self.normal_space(x, v), t)))
+        speed = jnp.linalg.norm(metric.inv_sqrt(self.tangential_drift(x, self.frame(x, v), t)))
         size = jnp.linalg.norm(metric.inv_sqrt(x)) + jnp.linalg.norm(metric.inv_sqrt(x - far))
         power = 0.25 * self.power(x, metric.sqrt)
         target = self.equilibrium(x)
@@ -191,7 +201,7 @@ def equilibrium(sde: SlowSDE, x: Vector) -> PyTree:
     return sde.equilibrium(x)
 
 
-def slow_sde(problem: AbstractProblem, optimizer: AGM, chart: Coordinates, route: str = "auto") -> SlowSDE:
+def slow_sde(problem: AbstractProblem, optimizer: AGM, chart: Coordinates, route: str | Route = "auto") -> SlowSDE:
     """The slow SDE of `optimizer` on `problem`; ValueError if the problem has no noise or an unsuitable one."""
     if not isinstance(problem, AbstractProblem):
         raise ValueError(

@@ -16,6 +16,7 @@ from manifolds.precision import cast, working_precision
 
 from . import checks
 from .problems import AbstractProblem
+from .route import Route
 from .slow_sde import SlowSDE, equilibrium
 from .solvers import SlowState
 
@@ -25,7 +26,7 @@ def to_manifold(
     params: PyTree,
     metric: Any = None,
     *,
-    route: str = "auto",
+    route: str | Route = "auto",
     rank: int | None = None,
     dtype: Any = "float64",
 ) -> PyTree:

@@ -19,6 +19,7 @@ from manifolds.precision import cast, to_numpy, working_precision
 from . import checks
 from .optimizers import AGM
 from .problems import AbstractProblem
+from .route import Route
 from .slow_sde import SlowSDE
 from .trajectory import Result, Trajectory
 from .trust_measures import distances, measure, slow_time_scale
@@ -149,7 +150,9 @@ class Validity:
         )
 
 
-def validity(problem: AbstractProblem, optimizer: AGM, slow: Trajectory, lr: float, *, route: str = "auto") -> Validity:
+def validity(
+    problem: AbstractProblem, optimizer: AGM, slow: Trajectory, lr: float, *, route: str | Route = "auto"
+) -> Validity:
     """Whether `slow` describes `optimizer` at learning rate η = lr, by six ratios along it (the worst over paths).
 
     With λ_i the nonzero eigenvalues of H' = S^½HS^½, w_i the share of the noise along them (label noise: λ_i/tr H')
@@ -276,7 +279,7 @@ def _check_run(slow: Any, lr: Any) -> None:
 
 
 def _fitting(
-    problem: AbstractProblem, optimizer: AGM, slow: Trajectory, xs: Array, vs: PyTree, route: str
+    problem: AbstractProblem, optimizer: AGM, slow: Trajectory, xs: Array, vs: PyTree, route: str | Route
 ) -> tuple[SlowSDE, PyTree]:
     """The slow SDE at the rank of the run and the states, once problem and optimizer are known to be those of it."""
     first = jax.tree.map(lambda leaf: leaf[0, 0] if isinstance(leaf, np.ndarray | jax.Array) else leaf, slow.params)

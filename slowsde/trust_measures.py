@@ -3,19 +3,18 @@
 `trust` turns these into ratios and a verdict.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from manifolds.blocks import map_in_blocks
+import manifolds as mf
 from manifolds.normal_space import AbstractNormalSpace
 
+from .ensemble import map_points, points_in_block
 from .noise import LabelNoise
 from .problems import AbstractLabelledProblem
 from .slow_sde import SlowSDE
@@ -24,50 +23,46 @@ Vector = Float[Array, " p"]
 DRAWS = 16  # fluctuations drawn at each point
 
 
-@eqx.filter_jit
-def spectral_history(sde: SlowSDE, xs: Array, vs: PyTree) -> dict[str, Array]:
-    """What `simulate` keeps for `trust.validity_of_run`: mean_relaxation and sampling_eigenvalue, (paths, T)."""
+def spectral_history(sde: SlowSDE, xs: Array, vs: PyTree, ranks: Array, largest: Array) -> dict[str, np.ndarray]:
+    """What `simulate` keeps for `trust.validity_of_run`: mean_relaxation and sampling_eigenvalue, (paths, T).
 
-    def at(point: tuple[Vector, PyTree]) -> dict[str, Array]:
-        normal = sde.normal_space(*point)
-        return {
-            "mean_relaxation": mean_relaxation(sde, point[0], normal),
-            "sampling_eigenvalue": sampling_eigenvalue(sde, point[0], normal),
-        }
-
-    return _at_every_point(at, sde, xs, vs)
+    `ranks` and `largest` are the rank and the largest eigenvalue of H' at the points, (paths, T).
+    """
+    return map_points(_history_at, sde, (xs, vs, ranks, largest), points_in_block(sde, xs[0, 0]))
 
 
-@eqx.filter_jit
-def measure(sde: SlowSDE, xs: Array, vs: PyTree, rates: Float[Array, " T"]) -> dict[str, Array]:
+def _history_at(sde: SlowSDE, point: tuple[Vector, PyTree, Array, Array], shown: Any) -> dict[str, Array]:
+    x, v, rank, largest = point
+    metric = sde.metric(v)
+    if sde.has_sharpness:  # Σ' = αH', of which each q_i has the share λ_i/tr H'
+        mean = sde.hessian_scale * rank / _nonzero(sde.power(x, metric.sqrt))
+    else:
+        mean = mean_relaxation(sde, x, sde.normal_space(x, v))
+    return {"mean_relaxation": mean, "sampling_eigenvalue": sampling_eigenvalue(sde, x, metric, largest)}
+
+
+def measure(sde: SlowSDE, xs: Array, vs: PyTree, rates: Float[np.ndarray, " T"]) -> dict[str, np.ndarray]:
     """Everything that `trust.validity` asks for at every point: xs (paths, T, p) -> (paths, T) each.
 
     `rates` are the learning rates in force at the saved times.
     """
-
-    def at(point: tuple[Vector, PyTree, Array]) -> dict[str, Array]:
-        x, v, lr = point
-        normal = sde.normal_space(x, v)
-        return {
-            "largest": normal.largest,
-            "smallest": normal.smallest,
-            "mean_relaxation": mean_relaxation(sde, x, normal),
-            "sampling": sampling_eigenvalue(sde, x, normal),
-            "fluctuation": fluctuation(sde, x, normal, lr),
-            "rank": spectral_gap(normal),
-            "counted": sde.loss.normal_space(x, normal.metric).rank.astype(x.dtype),
-            "metric": normal.metric.largest().astype(x.dtype),
-        }
-
-    return _at_every_point(at, sde, xs, vs, jnp.broadcast_to(rates, xs.shape[:2]))
+    points = xs, vs, np.broadcast_to(rates, xs.shape[:2])
+    return map_points(_measures_at, sde, points, points_in_block(sde, xs[0, 0]))
 
 
-def _at_every_point(
-    function: Callable[[Any], dict[str, Array]], sde: SlowSDE, xs: Array, *others: PyTree
-) -> dict[str, Array]:
-    points = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), (xs, *others))
-    found = map_in_blocks(function, points, 8 if sde.loss.batches_well(xs[0, 0]) else 1)
-    return {name: values.reshape(xs.shape[:2]) for name, values in found.items()}
+def _measures_at(sde: SlowSDE, point: tuple[Vector, PyTree, Array], shown: Any) -> dict[str, Array]:
+    x, v, lr = point
+    normal = sde.normal_space(x, v)
+    return {
+        "largest": normal.largest,
+        "smallest": normal.smallest,
+        "mean_relaxation": mean_relaxation(sde, x, normal),
+        "sampling": sampling_eigenvalue(sde, x, normal.metric, normal.largest),
+        "fluctuation": fluctuation(sde, x, normal, lr),
+        "rank": spectral_gap(normal),
+        "counted": sde.loss.normal_space(x, normal.metric).rank.astype(x.dtype),
+        "metric": normal.metric.largest().astype(x.dtype),
+    }
 
 
 def mean_relaxation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> Array:
@@ -76,7 +71,7 @@ def mean_relaxation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> Arr
     return jnp.sum(power * normal.inverse_values) / _nonzero(jnp.sum(jnp.where(normal.mask, power, 0)))
 
 
-def sampling_eigenvalue(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> Array:
+def sampling_eigenvalue(sde: SlowSDE, x: Vector, metric: mf.AbstractMetric, largest: Array) -> Array:
     """(max_i tr H'_i − λ_max)/b for label noise on batches of b, else 0: H'_i = S^½ J_iᵀJ_i S^½ is that of sample i.
 
     The Hessian of one sample varies about H, which makes fluctuations feed on themselves: their variance is amplified
@@ -86,8 +81,8 @@ def sampling_eigenvalue(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) ->
     if not isinstance(noise, LabelNoise) or noise.batch_size is None:
         return jnp.zeros((), x.dtype)
     assert isinstance(problem, AbstractLabelledProblem)
-    traces = problem.least_squares_loss(sde.chart).sample_traces(x, normal.metric)
-    return jnp.maximum(jnp.max(traces) - normal.largest, 0) / noise.batch_size
+    norms = problem.least_squares_loss(sde.chart).row_norms(x, metric).reshape(problem.num_samples, -1)  # of J_i/√n
+    return jnp.maximum(problem.num_samples * jnp.max(jnp.sum(norms, axis=1)) - largest, 0) / noise.batch_size
 
 
 def fluctuation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace, lr: Array) -> Array:

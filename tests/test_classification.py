@@ -109,7 +109,7 @@ def test_the_loss_is_the_cross_entropy_above_its_minimum(start: Any, place: str)
 def test_hessian_on_the_manifold(start: Any, dense: Any) -> None:
     """H by automatic differentiation = (1/n) Σ JᵀΛJ = JᵀJ of the residuals; mutants of Λ are far off."""
     with jax.enable_x64(True):
-        jacobian = np.asarray(problem().least_squares_loss(Coordinates.of(start)).jacobian(jnp.asarray(dense["x"])))
+        jacobian = np.asarray(problem().least_squares_loss(Coordinates.of(start)).rows(jnp.asarray(dense["x"])))
     explicit = np.mean(np.swapaxes(dense["J"], 1, 2) @ softmax_covariance(TARGETS) @ dense["J"], axis=0)
     np.testing.assert_allclose(explicit, dense["H"], atol=1e-13)
     np.testing.assert_allclose(jacobian.T @ jacobian, dense["H"], atol=1e-13)
@@ -300,7 +300,7 @@ def test_solvers_agree_and_the_run_is_described(start: Any) -> None:
     assert [run.stats["solver"] for run in runs] == ["implicit", "tsit5"]
     for name in OBSERVABLES:
         np.testing.assert_allclose(runs[1].metrics[name], runs[0].metrics[name], rtol=1e-4)
-    assert runs[0].stats["route"] == "CrossEntropyLoss"
+    assert runs[0].stats["route"] == "kernel"
     assert runs[0].stats["rank"] == 4
     ratios = ss.validity(noisy, optimizer, runs[0], lr=0.01).ratios
     assert all(np.all(np.isfinite(ratio) & (ratio >= 0)) for ratio in ratios.values())

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from manifolds.constraints import LOOSE
+
 from .state import SlowState, State, finite_end, scaled_error
 
 RETURNS = 2  # Newton steps back to Γ after a substep, by the Jacobian of its start; whole steps return to rounding
@@ -48,7 +50,8 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: None, made_jump: Any) -> Any:
         h = t1 - t0
-        near = self.slow.sde.nearby(y0[0], self.slow.sde.metric(self.slow.v(y0)), t0, h / 2)
+        middle = self.relaxed(y0, t0, h / 2)
+        near = self.slow.sde.nearby(middle[0], self.slow.sde.metric(self.slow.v(middle)), t0, h / 2)
 
         def refined(n: Array) -> State:
             return jax.lax.fori_loop(0, n, lambda k, state: self.euler(state, t0 + k * h / n, h / n, near), y0)
@@ -65,24 +68,26 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         (best, v1), plain = row[-1], row[0][0]
         vanishing = (jnp.abs(plain) < 0.5 * jnp.abs(y0[0])) & (jnp.abs(best - row[-2][0]) > 0.1 * jnp.abs(plain))
         row[-1] = (jnp.where(vanishing, plain, best), v1)
-        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(row[-1]), near))
+        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(row[-1])))
         previous = from_logarithms(row[-2])
         error = scaled_error(self.slow, jax.tree.map(jnp.subtract, y1, previous), y0, y1, self.rtol, regular)
         return y1, error, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
 
+    def relaxed(self, state: State, t: Array, h: Array) -> State:
+        """The state with v at t + h if ζ stays."""
+        x, v = state
+        return x, None if v is None else self.slow.sde.relaxed(x, v, t, h)
+
     def euler(self, state: State, t: Array, h: Array, near: Any) -> State:
         """One substep of linearly implicit Euler from t to t + h that ends on Γ."""
         sde = self.slow.sde
-        x, v = state
-        v = None if v is None else sde.relaxed(x, v, t, h)
+        x, v = self.relaxed(state, t, h)
         metric = sde.metric(self.slow.v((x, v)))
         gradient = sde.sharpness_gradient(x, metric, t + h)
-        damped = sde.damped_metric(x, metric, gradient, t + h, h, near)
-        loss, rank = sde.loss, sde.rank
-        normal = loss.constraints(x, damped, rank, near)
-        x = x - h * normal.project_gradient(gradient)
+        normal = sde.damped_constraints(x, metric, gradient, t + h, h, near)
+        x = x - h * normal.project_gradient(gradient, LOOSE)  # what is left of its normal part the return removes
         for _ in range(RETURNS):
-            x = x - loss.newton_step(x, normal)
+            x = x - sde.loss.newton_step(x, normal)
         return x, v
 
 

@@ -30,10 +30,12 @@ class SlowState(eqx.Module):
         """The state at a point of Γ."""
         return x, None if self.sde.optimizer.quasi_static else _or_none(v)
 
-    def returned(self, state: State, near: Any = None) -> tuple[State, Bool[Array, ""]]:
+    def returned(self, state: State) -> tuple[State, Bool[Array, ""]]:
         """The state with ζ returned to Γ in the metric S(v), and whether it arrived at a regular point."""
         x, v = state
-        found = gauss_newton_return(self.sde.loss, x, self.sde.metric(self.v(state)), self.sde.rank, near=near)
+        loss, metric = self.sde.loss, self.sde.metric(self.v(state))
+        near = loss.nearby(x, metric) if self.sde.rank is None else None
+        found = gauss_newton_return(loss, x, metric, self.sde.rank, near=near)
         regular = found.converged & (found.smallest > self.floor) & jnp.all(jnp.isfinite(found.point))
         return (jnp.where(regular, found.point, x), v), regular
 
@@ -95,7 +97,7 @@ class SlowFlow(eqx.Module):
     def __call__(self, t: Any, state: State, args: Any) -> State:
         sde = self.slow.sde
         x, v = state
-        normal = sde.normal_space(x, self.slow.v(state))
+        normal = sde.frame(x, self.slow.v(state))
         return sde.tangential_drift(x, normal, t), None if v is None else sde.v_drift(x, v, t)
 
 
