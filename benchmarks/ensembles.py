@@ -1,6 +1,6 @@
 """How long ensembles take on 1, 2, 4 and 8 devices and in two processes of this machine, and that they stay the same.
 
-    python benchmarks/ensembles.py [--repeats 7] [--quick]
+    python benchmarks/ensembles.py [euler] [many_rows] [adam] [--repeats 7] [--quick]
 
 Devices are forced host devices (XLA_FLAGS=--xla_force_host_platform_device_count): more of them than cores cannot help.
 Every candidate is a program of its own that has compiled and waits; they take turns, one run each, and medians are
@@ -133,6 +133,7 @@ def table(name: str, quick: bool, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("cases", nargs="*", help=f"some of {', '.join(CASES)}; all by default")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="a quarter of the paths")
     parser.add_argument("--work", choices=CASES, help=argparse.SUPPRESS)
@@ -142,7 +143,7 @@ def main() -> None:
     if options.work:
         work(options.work, options.paths, options.process)
         return
-    for name in CASES:
+    for name in options.cases or CASES:
         table(name, options.quick, options.repeats)
 
 

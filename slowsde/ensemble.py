@@ -32,10 +32,11 @@ AXIS = "devices"
 # large problem what fills up a block is not free. An accelerator wants more. (Only CPUs were measured.)
 MOST, NUMBERS = {"cpu": 64}, {"cpu": (2**17, 2**24)}
 MOST_ELSEWHERE, NUMBERS_ELSEWHERE = 1024, (2**24, 2**27)
-# XLA splits batched eigenpairs and Cholesky factors among its threads on a CPU once they are much work, and two of
-# them can then wait for each other for ever: seen with 64 matrices of 24 rows and with 32 of 32, never with 16 of 32 or
-# 64 of 16, nor with single matrices of 100 or 200 rows on up to eight devices at once.
-LAPACK_WORK = 8 * 32**3  # batch × rows³
+# Eigenpairs and factors gain little from vectorization where matrices have more than a few rows: batches with batch ×
+# rows² up to this cost at most 15 % more than larger ones. They are safe as well: XLA splits large batches among its
+# threads on a CPU, and two such calls can wait for each other for ever (seen with 64 matrices of 24 rows and with 32 of
+# 32, never with 16 of 32 or 64 of 16, nor with single matrices of 100 or 200 rows on up to eight devices at once).
+BATCHED = 1024
 POINTS = 16  # blocks of single points that one call computes: calls cost about 0.3 ms
 
 
@@ -97,7 +98,7 @@ def block_size(sde: SlowSDE, x: Array, *, eigenpairs: bool) -> int:
     rows = [leaf.shape[-1] for leaf in jax.tree.leaves(metric) if leaf.ndim > 1] + [spectrum.shape[0]] * eigenpairs
     if platform != "cpu" or not rows:
         return size
-    return min(size, _power_of_two(LAPACK_WORK // max(rows) ** 3)) if batches_well(max(rows)) else 1
+    return min(size, _power_of_two(BATCHED // max(rows) ** 2)) if batches_well(max(rows)) else 1
 
 
 def points_in_block(sde: SlowSDE, x: Array) -> int:
