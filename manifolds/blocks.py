@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 # On a CPU, XLA (seen with jaxlib 0.10.2 on two cores) can wait for ever for two batched eigenpairs or Cholesky factors
-# that it computes side by side, if the matrices have some 32 rows or more. Larger ones than this are never batched.
+# that it computes side by side, if they are much work: 64 of 24 rows, or 32 of 32. Larger ones are never batched.
 BATCHED_ROWS = 16
 
 
@@ -45,6 +45,7 @@ def sum_in_blocks(function: Callable[[Any], PyTree], points: PyTree, size: int) 
         >>> sum_in_blocks(jnp.sin, jnp.arange(3.0), 2)
         Array(1.7507684, dtype=float32)
     """
+    points = jax.tree.map(jnp.asarray, points)
     count = jax.tree.leaves(points)[0].shape[0]
     size = max(1, min(size, count))
     index = jnp.arange(-(-count // size) * size).reshape(-1, size)

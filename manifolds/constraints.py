@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from .jacobians import AbstractJacobian
 from .metrics import AbstractMetric
 from .normal_space import rank_tolerance
+from .precision import in_double
 
 Vector = Float[Array, " p"]
 Residuals = Float[Array, " m"]
@@ -29,9 +30,10 @@ class NearbyKernel(eqx.Module):
     values: Float[Array, " m"]
     vectors: Float[Array, "m m"]
 
-    def __init__(self, kernel: Float[Array, "m m"]):
-        values, self.vectors = jnp.linalg.eigh(kernel)
-        self.values = jnp.where(values > rank_tolerance(values.dtype) * values[-1], values, 0)
+    def __init__(self, kernel: Float[Array, "m m"], dtype: Any):
+        values, vectors = (found.astype(dtype) for found in in_double(jnp.linalg.eigh)(kernel))
+        self.vectors = vectors
+        self.values = jnp.where(values > rank_tolerance(dtype) * values[-1], values, 0)
 
     def solve(self, r: Residuals, scale: Any, shift: Any) -> Residuals:
         """(scale·K₀ + shift·I)⁺ r."""
@@ -40,18 +42,30 @@ class NearbyKernel(eqx.Module):
 
 
 class KernelFactor(eqx.Module):
-    """A Cholesky factor of K₀ + δI: like a `NearbyKernel`, for scale 1 and the shift δ."""
+    """A Cholesky factor of aK₀ + bI, in float64: like a `NearbyKernel`, for these a and b only.
+
+    shift=None is for a ridge at rounding level: that of the precision in which the kernel was computed.
+    """
 
     factor: Float[Array, "m m"]
     shift: Float[Array, ""]
 
-    def __init__(self, kernel: Float[Array, "m m"], shift: Any = None):
-        self.shift = ridge(jnp.trace(kernel)) if shift is None else shift
-        self.factor = jnp.linalg.cholesky(kernel + self.shift * jnp.eye(kernel.shape[0], dtype=kernel.dtype))
+    def __init__(self, kernel: Float[Array, "m m"], scale: Any = 1.0, shift: Any = None):
+        tolerance = rank_tolerance(kernel.dtype)
+
+        @in_double
+        def factorize(kernel: Array, scale: Array, shift: Array) -> tuple[Array, Array]:
+            shift = tolerance * jnp.trace(kernel) if added is None else shift
+            return jnp.linalg.cholesky(scale * kernel + shift * jnp.eye(kernel.shape[0])), shift
+
+        added = shift
+        self.factor, self.shift = factorize(kernel, scale, 0.0 if shift is None else shift)
 
     def solve(self, r: Residuals, scale: Any = 1.0, shift: Any = None) -> Residuals:
-        """(K₀ + δI)⁻¹ r."""
-        return jax.scipy.linalg.cho_solve((self.factor, True), r)
+        """(aK₀ + bI)⁻¹ r."""
+        return in_double(lambda factor, r: jax.scipy.linalg.cho_solve((factor, True), r))(self.factor, r).astype(
+            r.dtype
+        )
 
 
 class KernelDiagonal(eqx.Module):
@@ -105,7 +119,7 @@ def factorized(
     jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None
 ) -> tuple[Solve, KernelFactor]:
     """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by a Cholesky factor; shift=None for a ridge at rounding level."""
-    factor = KernelFactor(scale * jacobian.gram(metric), shift)
+    factor = KernelFactor(jacobian.gram(metric), scale, shift)
     return lambda r, accuracy: factor.solve(r), factor
 
 
@@ -117,11 +131,11 @@ def iterated(
     shift=None for the one of a factor, else 0: then directions in which `near` has lost rank count as free here too. A
     solve that takes as many products as it costs to form the kernel gives up, and factorizes.
     """
-    added = (near.shift if isinstance(near, KernelFactor) else 0.0) if shift is None else shift
+    added: Any = (near.shift if isinstance(near, KernelFactor) else 0.0) if shift is None else shift
 
     def solve(r: Residuals, accuracy: float) -> Residuals:
         found, converged = conjugate_gradients(
-            lambda u: scale * jacobian(metric(jacobian.transposed(u))) + added * u,
+            lambda u: scale * jacobian(metric(jacobian.transposed(u))) + jnp.asarray(added, u.dtype) * u,
             r,
             lambda u: near.solve(u, scale, added),
             accuracy,
@@ -132,11 +146,6 @@ def iterated(
         )
 
     return solve, near
-
-
-def ridge(trace: Array) -> Array:
-    """δ of `Constraints` for a kernel of this trace."""
-    return rank_tolerance(trace.dtype) * trace
 
 
 def conjugate_gradients(

@@ -10,12 +10,18 @@ from jaxtyping import Array, Float, PyTree
 
 from .blocks import map_in_blocks
 from .metrics import AbstractMetric
+from .precision import in_double
 
 Vector = Float[Array, " p"]
 
 
 class AbstractJacobian(eqx.Module):
     """An m×p matrix J at a point, p parameters and m residuals."""
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> Any:
+        """The precision of its products."""
 
     @abc.abstractmethod
     def __call__(self, w: Float[Array, "p *r"]) -> Float[Array, "m *r"]:
@@ -27,7 +33,7 @@ class AbstractJacobian(eqx.Module):
 
     @abc.abstractmethod
     def gram(self, metric: AbstractMetric) -> Float[Array, "m m"]:
-        """K = J S Jᵀ, exactly symmetric."""
+        """K = J S Jᵀ, exactly symmetric; in float64 where the rows are at hand, see `precision.in_double`."""
 
 
 class StoredJacobian(AbstractJacobian):
@@ -40,6 +46,10 @@ class StoredJacobian(AbstractJacobian):
 
     rows: Float[Array, "m p"]
 
+    @property
+    def dtype(self) -> Any:
+        return self.rows.dtype
+
     def __call__(self, w: Float[Array, "p *r"]) -> Float[Array, "m *r"]:
         return self.rows @ w
 
@@ -47,15 +57,14 @@ class StoredJacobian(AbstractJacobian):
         return self.rows.T @ u
 
     def gram(self, metric: AbstractMetric) -> Float[Array, "m m"]:
-        half = metric.sqrt(self.rows.T)
-        return half.T @ half
+        return in_double(lambda half: half.T @ half)(metric.sqrt(self.rows.T))
 
 
 class JacobianProducts(AbstractJacobian):
     """J by automatic differentiation of `residuals` (p,) -> (m,) at x: a product costs about two gradients of ½|r|².
 
     `rows(datum)` are the rows (k, p) of one sample of `data`, whose leaves have the n samples along their leading axis,
-    m = nk; `block` products are computed at once.
+    m = nk; `block` products are computed at once. J itself is formed for its Gram matrix alone, if `stored`.
     """
 
     residuals: Callable[[Vector], Float[Array, " m"]]
@@ -63,6 +72,11 @@ class JacobianProducts(AbstractJacobian):
     data: PyTree
     x: Vector
     block: int = eqx.field(static=True)
+    stored: bool = eqx.field(static=True)
+
+    @property
+    def dtype(self) -> Any:
+        return self.x.dtype
 
     def __call__(self, w: Float[Array, "p *r"]) -> Float[Array, "m *r"]:
         return _on_columns(lambda column: jax.jvp(self.residuals, (self.x,), (column,))[1], w, self.block)
@@ -71,6 +85,10 @@ class JacobianProducts(AbstractJacobian):
         return _on_columns(lambda column: jax.vjp(self.residuals, self.x)[1](column)[0], u, self.block)
 
     def gram(self, metric: AbstractMetric) -> Float[Array, "m m"]:
+        if self.stored:
+            rows = map_in_blocks(self.rows, self.data, self.block)
+            return StoredJacobian(rows.reshape(-1, self.x.shape[0])).gram(metric)
+
         def columns(datum: PyTree) -> Float[Array, "k m"]:
             tangents = metric(self.rows(datum).T)
             return jax.vmap(lambda w: jax.jvp(self.residuals, (self.x,), (w,))[1], 1)(tangents)

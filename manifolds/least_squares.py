@@ -159,9 +159,14 @@ class LeastSquaresLoss(AbstractLoss):
         """J, stored or by products."""
         if self.stored:
             return StoredJacobian(self.rows(x))
-        most = self.memory // (2 * x.shape[0] * x.dtype.itemsize)
+        size = x.shape[0] * x.dtype.itemsize
         return JacobianProducts(
-            self.residuals, lambda datum: self.sample_rows(x, datum), self.inputs, x, max(1, min(CHUNK, most))
+            residuals=self.residuals,
+            rows=lambda datum: self.sample_rows(x, datum),
+            data=self.inputs,
+            x=x,
+            block=max(1, min(CHUNK, self.memory // (2 * size))),
+            stored=4 * self.targets.size * size <= self.memory,
         )
 
     def curvature_jacobian(self, x: Vector) -> AbstractJacobian:
@@ -180,7 +185,7 @@ class LeastSquaresLoss(AbstractLoss):
     # the way back to Γ -----------------------------------------------------------------------------------------------
 
     def nearby(self, x: Vector, metric: AbstractMetric) -> NearbyKernel | None:
-        return None if self.stored else NearbyKernel(self.jacobian(x).gram(metric))
+        return None if self.stored else NearbyKernel(self.jacobian(x).gram(metric), x.dtype)
 
     def roughly(self, x: Vector, metric: AbstractMetric) -> KernelDiagonal | None:
         return None if self.stored else KernelDiagonal(self.row_norms(x, metric))

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .jacobians import AbstractJacobian
 from .metrics import AbstractMetric
+from .precision import in_double
 
 
 def rank_tolerance(dtype: jnp.dtype) -> float:
@@ -112,7 +113,8 @@ class KernelNormalSpace(AbstractNormalSpace):
 
     def __init__(self, jacobian: AbstractJacobian, metric: AbstractMetric, rank: Int[Array, ""] | None = None):
         self.metric, self.jacobian = metric, jacobian
-        values, vectors = jnp.linalg.eigh(jacobian.gram(metric))
+        pairs = in_double(jnp.linalg.eigh)(jacobian.gram(metric))
+        values, vectors = (found.astype(jacobian.dtype) for found in pairs)
         self.values = values[::-1]
         self.mask = _true_eigenvalues(self.values, rank)
         self.vectors = vectors[:, ::-1] * self.mask

@@ -73,6 +73,19 @@ def working_precision(dtype: Any) -> Iterator[np.dtype]:
         yield dtype
 
 
+def in_double(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of arrays computed in float64, for small Gram matrices: their condition is the square of that of the
+    rows. Results are float64 whatever JAX's flag says, so that what uses them computes in double too, or casts down.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*arrays: Any) -> Any:
+        with jax.enable_x64(True):
+            return function(*(jnp.asarray(array, jnp.float64) for array in arrays))
+
+    return wrapped
+
+
 def in_working_precision(function: Callable[..., Any]) -> Callable[..., Any]:
     """Run `function(..., dtype="float64")` in that precision, its floating inputs cast and its arrays back in NumPy.
 

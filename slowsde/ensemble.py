@@ -107,7 +107,9 @@ def points_in_block(sde: SlowSDE, x: Array) -> int:
 
 
 @eqx.filter_jit
-def _sizes(sde: SlowSDE, x: Array) -> tuple[Array, Array, AbstractMetric]:
+def _sizes(sde: SlowSDE, x: Array) -> tuple[Array, Array, AbstractMetric | None]:
+    if sde.problem.noise is None:  # points of a run without noise
+        return x, sde.loss.normal_space(x, Identity()).values, None
     return sde.factor(x), sde.loss.normal_space(x, Identity()).values, sde.metric(sde.equilibrium(x))
 
 

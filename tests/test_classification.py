@@ -311,7 +311,7 @@ def test_the_sharpness_of_single_samples(start: Any, dense: Any) -> None:
     with jax.enable_x64(True):
         sde = slow_sde(problem(ss.LabelNoise(batch_size=2)), ss.sgd(), Coordinates.of(start))
         x = jnp.asarray(dense["x"])
-        found = float(sampling_eigenvalue(sde, x, sde.loss.normal_space(x, mf.Identity())))
+        found = float(sampling_eigenvalue(sde, x, mf.Identity(), sde.loss.normal_space(x, mf.Identity()).largest))
     single = np.swapaxes(dense["J"], 1, 2) @ softmax_covariance(TARGETS) @ dense["J"]
     expected = (np.max(np.trace(single, axis1=1, axis2=2)) - np.linalg.eigvalsh(dense["H"])[-1]) / 2
     assert found == pytest.approx(expected, rel=1e-10)
