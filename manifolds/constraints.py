@@ -44,28 +44,28 @@ class NearbyKernel(eqx.Module):
 class KernelFactor(eqx.Module):
     """A Cholesky factor of aK₀ + bI, in float64: like a `NearbyKernel`, for these a and b only.
 
-    shift=None is for a ridge at rounding level: that of the precision in which the kernel was computed.
+    shift=None is for a ridge at the level of rounding in `kernel`.
     """
 
     factor: Float[Array, "m m"]
-    shift: Float[Array, ""]
+    trace: Float[Array, ""]  # of K₀
 
     def __init__(self, kernel: Float[Array, "m m"], scale: Any = 1.0, shift: Any = None):
-        tolerance = rank_tolerance(kernel.dtype)
+        tolerance = max(rank_tolerance(jnp.float64), 10 * float(jnp.finfo(kernel.dtype).eps))
 
         @in_double
         def factorize(kernel: Array, scale: Array, shift: Array) -> tuple[Array, Array]:
-            shift = tolerance * jnp.trace(kernel) if added is None else shift
-            return jnp.linalg.cholesky(scale * kernel + shift * jnp.eye(kernel.shape[0])), shift
+            trace = jnp.trace(kernel)
+            added = shift + (0 if exact else tolerance * trace)
+            return jnp.linalg.cholesky(scale * kernel + added * jnp.eye(kernel.shape[0])), trace
 
-        added = shift
-        self.factor, self.shift = factorize(kernel, scale, 0.0 if shift is None else shift)
+        exact = shift is not None
+        self.factor, self.trace = factorize(kernel, scale, shift if exact else 0.0)
 
     def solve(self, r: Residuals, scale: Any = 1.0, shift: Any = None) -> Residuals:
         """(aK₀ + bI)⁻¹ r."""
-        return in_double(lambda factor, r: jax.scipy.linalg.cho_solve((factor, True), r))(self.factor, r).astype(
-            r.dtype
-        )
+        solved = in_double(lambda factor, b: jax.scipy.linalg.cho_solve((factor, True), b))(self.factor, r)
+        return solved.astype(r.dtype)
 
 
 class KernelDiagonal(eqx.Module):
@@ -128,10 +128,12 @@ def iterated(
 ) -> tuple[Solve, Preconditioner]:
     """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by conjugate gradients, preconditioned by the kernel `near`.
 
-    shift=None for the one of a factor, else 0: then directions in which `near` has lost rank count as free here too. A
-    solve that takes as many products as it costs to form the kernel gives up, and factorizes.
+    shift=None for a ridge at rounding level if `near` is a factor, else for 0: then directions in which `near` has lost
+    rank count as free here too. A solve that takes as many products as it costs to form the kernel gives up, and
+    factorizes.
     """
-    added: Any = (near.shift if isinstance(near, KernelFactor) else 0.0) if shift is None else shift
+    ridge = rank_tolerance(jacobian.dtype) * near.trace if isinstance(near, KernelFactor) else 0.0
+    added: Any = ridge if shift is None else shift
 
     def solve(r: Residuals, accuracy: float) -> Residuals:
         found, converged = conjugate_gradients(

@@ -15,6 +15,7 @@ from .constraints import (
     TIGHT,
     Constraints,
     KernelDiagonal,
+    KernelFactor,
     NearbyKernel,
     Preconditioner,
     Solve,
@@ -234,10 +235,11 @@ class LeastSquaresLoss(AbstractLoss):
     def _solver(
         self, jacobian: AbstractJacobian, metric: AbstractMetric, near: Preconditioner | None, *terms: Any
     ) -> tuple[Solve, Preconditioner]:
-        """(scale·J S Jᵀ + shift·I)⁻¹ for the `terms` scale and shift: by a factor, or by iterations if something is
-        `near`."""
-        if self.stored or near is None:
+        """(scale·J S Jᵀ + shift·I)⁻¹ for the `terms` scale and shift: by a factor, or by iterations."""
+        if isinstance(jacobian, StoredJacobian):
             return factorized(jacobian, metric, *terms)
+        assert isinstance(jacobian, JacobianProducts)
+        near = KernelFactor(jacobian.rough_gram(metric), *terms) if near is None else near
         return iterated(jacobian, metric, near, *terms)
 
     # derivatives of the Hessian --------------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ def validity(
         problem, optimizer, xs, vs = cast((problem, optimizer, xs, vs), precision)
         sde, vs = _fitting(problem, optimizer, slow, xs, vs, route)
         pace = np.array([float(optimizer.pace(t)) for t in slow.ts[times]])
-        found = to_numpy(measure(sde, xs, vs, jnp.asarray(lr * pace, precision)))
+        found = to_numpy(measure(sde, xs, vs, np.asarray(lr * pace, precision)))
         xs = np.asarray(xs)
     if not np.isfinite(found["largest"]).any():
         raise ValueError("slow has no finite point: every path failed at once. Simulate with other settings first.")
