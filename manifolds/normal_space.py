@@ -1,8 +1,8 @@
 """The normal space at a point of Γ in the metric S: eigenpairs (λ_i, q_i) of H' = S^½ H S^½ on its range.
 
 Everything the geometry needs is a function of these pairs: the oblique projector Π, the pseudo-inverse, the Lyapunov
-weights 1/(λ_i + λ_j). A route (dense eigenvectors, the kernel J S Jᵀ, later a Krylov space) only says how to go
-between R^p and the coordinates along the q_i.
+weights 1/(λ_i + λ_j). A route (dense eigenvectors or the kernel J S Jᵀ, with J stored or by products) only says how to
+go between R^p and the coordinates along the q_i.
 """
 
 import abc
