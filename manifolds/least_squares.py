@@ -41,7 +41,8 @@ class LeastSquaresLoss(AbstractLoss):
     are divided by √n, so that L = ½|r|² and K = J S Jᵀ, with m = nk rows.
 
     The kernel route (`stored`) keeps J and factorizes K wherever it is asked; the matrix-free route applies J, of which
-    it holds the rows of a few samples at a time (at most `memory` bytes), and solves with K by conjugate gradients.
+    it holds the rows of a few samples at a time (`block`, or as many as `memory` bytes allow), and solves with K by
+    conjugate gradients. J is formed there only for its Gram matrix, and only if it fits the memory four times.
 
     Example:
         >>> loss = LeastSquaresLoss(lambda w, z: z @ w, inputs=jnp.ones((3, 5)), targets=jnp.ones(3), like=jnp.zeros(5))
@@ -55,6 +56,7 @@ class LeastSquaresLoss(AbstractLoss):
     coordinates: Coordinates = eqx.field(static=True)
     stored: bool = eqx.field(static=True)
     memory: int = eqx.field(static=True)
+    samples_at_once: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -65,12 +67,13 @@ class LeastSquaresLoss(AbstractLoss):
         *,
         stored: bool = True,
         memory: int = MEMORY,
+        block: int | None = None,
     ):
         self.predict = predict
         self.inputs = inputs
         self.targets = targets
         self.coordinates = like if isinstance(like, Coordinates) else Coordinates.of(like)
-        self.stored, self.memory = stored, memory
+        self.stored, self.memory, self.samples_at_once = stored, memory, block
 
     @property
     def route(self) -> str:
@@ -106,13 +109,15 @@ class LeastSquaresLoss(AbstractLoss):
         """The same as a matrix."""
         return jax.vmap(ravel)(self.sample_jacobian(self.coordinates.unravel_arrays(x), datum))
 
-    def at_a_time(self, x: Vector) -> int:
-        """How many samples are vectorized over: all that fit the memory, but on a CPU one, unless all fit its cache."""
+    def block(self, x: Vector) -> int:
+        # All samples that fit the memory, but on a CPU one, unless all fit its cache.
+        if self.samples_at_once is not None:
+            return min(self.samples_at_once, self.num_samples)
         outputs = self.targets.size // self.num_samples
         entries = outputs * x.shape[0]
         if jax.default_backend() == "cpu":
             return self.num_samples if entries * self.num_samples <= CACHED else 1
-        return max(1, self.memory // (4 * entries * x.dtype.itemsize))
+        return max(1, min(self.num_samples, self.memory // (4 * entries * x.dtype.itemsize)))
 
     def sum_over_samples(self, function: Callable[..., PyTree], x: Vector, *others: PyTree) -> PyTree:
         """Σ_i function(J_i, datum_i of the others...), J_i as in `sample_jacobian`; nothing n×p is formed."""
@@ -121,7 +126,7 @@ class LeastSquaresLoss(AbstractLoss):
         def one(datum: PyTree) -> PyTree:
             return function(self.sample_jacobian(arrays, datum[0]), *datum[1:])
 
-        return sum_in_blocks(one, (self.inputs, *others), self.at_a_time(x))
+        return sum_in_blocks(one, (self.inputs, *others), self.block(x))
 
     def row_norms(self, x: Vector, metric: AbstractMetric) -> Float[Array, " m"]:
         """|J_i S^½|² of every row: the diagonal of K, whose sum is tr H' on Γ."""
@@ -132,7 +137,7 @@ class LeastSquaresLoss(AbstractLoss):
                 jax.tree.map(lambda leaf: leaf[:, None], self.sample_jacobian(arrays, datum))
             )
 
-        return map_in_blocks(norms, self.inputs, self.at_a_time(x)).ravel()
+        return map_in_blocks(norms, self.inputs, self.block(x)).ravel()
 
     def _trace(self, jacobian: PyTree, metric: AbstractMetric) -> Array:
         """tr J_i S J_iᵀ for rows J_i."""
@@ -263,7 +268,7 @@ class LeastSquaresLoss(AbstractLoss):
             return jax.grad(lambda arrays: self._trace(self.sample_jacobian(arrays, datum), metric))(arrays)
 
         arrays = self.coordinates.unravel_arrays(x)
-        return ravel(sum_in_blocks(one, self.inputs, self.at_a_time(x)))
+        return ravel(sum_in_blocks(one, self.inputs, self.block(x)))
 
     def metric_curvature(self, x: Vector, metric: AbstractMetric) -> Vector:
         # ⟨∇²L, S⟩ = |J S^½|² to second order: the Gauss–Newton model 2 Σ_i R_i S R_i with R_i = ∇²r_i, whose diagonal a
@@ -275,7 +280,7 @@ class LeastSquaresLoss(AbstractLoss):
         arrays = self.coordinates.unravel_arrays(x)
         signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
         direction = self.coordinates.unravel_arrays(metric.sqrt(signs))
-        return 2 * ravel(sum_in_blocks(one, self.inputs, self.at_a_time(x)))
+        return 2 * ravel(sum_in_blocks(one, self.inputs, self.block(x)))
 
     def constraint_curvature(self, x: Vector, normal: Any, gradient: Vector) -> Vector:
         multipliers = normal.multipliers(gradient, LOOSE)

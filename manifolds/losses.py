@@ -42,6 +42,10 @@ class AbstractLoss(eqx.Module):
     def route(self) -> str:
         """How it is computed: "dense", "kernel" or "matrix_free"."""
 
+    def block(self, x: Vector) -> int:
+        """How many terms of a sum, samples or third-derivative products, are vectorized over."""
+        return min(CHUNK, x.shape[0])
+
     @abc.abstractmethod
     def value(self, x: Vector) -> Float[Array, ""]:
         """L(x)."""

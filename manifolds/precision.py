@@ -65,7 +65,8 @@ def working_precision(dtype: Any) -> Iterator[np.dtype]:
     if dtype == np.dtype("float32") and "float32" not in _warned:
         _warned.add("float32")
         warnings.warn(
-            "Computing in float32: expect drift coefficients to about 1e-3 relative and points to 1e-5. Use the "
+            "Computing in float32: expect points to about 1e-5 and drift coefficients to 1e-6 relative (least squares, "
+            "whose small Gram matrices are float64 still) or 1e-3 (dense Hessians). Use the "
             "default dtype='float64' where that matters.",
             stacklevel=4,
         )

@@ -82,10 +82,11 @@ def simulate(
         throw: raise `RunError` when a path fails; False returns what it had, with `Trajectory.result` codes.
         progress: show a progress line on stderr; None for only when it is a terminal.
 
-    Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds route, solver, rank and spectrum of H' at the
-        start, start_distance |Φ(params0) − params0|, num_steps, seconds, speed |dζ/dt|_{S⁻¹} and stillness at the end
-        (without diffusion), and for every saved time (paths, T) the residual on Γ, the ranks, the smallest_eigenvalue
-        and largest_eigenvalue of H', and what `validity` needs besides: mean_relaxation, sampling_eigenvalue, b1, c.
+    Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds route, block, solver, rank and spectrum of H' at
+        the start, start_distance |Φ(params0) − params0|, num_steps, seconds, speed |dζ/dt|_{S⁻¹} and stillness at the
+        end (without diffusion), and for every saved time (paths, T) the residual on Γ, the ranks, the
+        smallest_eigenvalue and largest_eigenvalue of H', and what `validity` needs besides: mean_relaxation,
+        sampling_eigenvalue, b1, c.
     Raises: ValueError on bad input, before any long computation; `RunError` with the slow time at which a path left Γ,
         lost rank or turned non-finite.
 
@@ -158,6 +159,7 @@ def record(
     saved, found, history = _blank_unreached(reached, to_numpy((saved, found, history)))
     stats = {
         "route": sde.loss.route,
+        "block": sde.loss.block(saved.x[0, 0]),
         **about,
         "residual": saved.residual,
         "ranks": saved.rank,

@@ -111,7 +111,7 @@ class AbstractLabelledProblem(AbstractSampledProblem):
     def least_squares_loss(self, chart: Coordinates, **route: Any) -> mf.LeastSquaresLoss:
         """The loss on flat coordinates with residuals and Jacobian; ValueError if the targets do not fit the model.
 
-        `route` are the keywords `stored` and `memory` of `manifolds.LeastSquaresLoss`.
+        `route` are the keywords `stored`, `memory` and `block` of `manifolds.LeastSquaresLoss`.
         """
 
     @property
@@ -131,7 +131,7 @@ class AbstractLabelledProblem(AbstractSampledProblem):
     def flat_loss(self, chart: Coordinates, route: "str | Route" = "auto") -> mf.AbstractLoss:
         route = as_route(route)
         name = route.of_residuals(self.num_residuals, chart.size)
-        loss = self.least_squares_loss(chart, stored=name == "kernel", memory=route.memory)
+        loss = self.least_squares_loss(chart, stored=name == "kernel", memory=route.memory, block=route.block)
         return mf.ScalarLoss(self.loss, like=chart) if name == "dense" else loss
 
     def _output_shape(self, model: Callable[[PyTree, PyTree], Any], chart: Coordinates) -> tuple[int, ...]:

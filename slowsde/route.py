@@ -18,8 +18,10 @@ class Route:
             squares problem or a classification, stored, and its m×m kernel; "matrix_free", products with that Jacobian
             and kernel, of whose rows only a few are held at a time; "auto" for the fastest of these that fits.
         memory: bytes that a stored Jacobian with its copies, or a block of its rows, may take.
+        block: samples that sums over samples take at a time; None for all that fit `memory`, on a CPU for one unless
+            all fit its cache. Route and block of a run are in its `stats`.
 
-    Raises ValueError for another name, and a bound that is not positive.
+    Raises ValueError for another name, and for a bound or block that is not positive.
 
     Example:
         >>> simulate(problem, adam(c=10.0), params0, 1.0, route=Route("matrix_free", memory=8 * 10**9))
@@ -27,12 +29,15 @@ class Route:
 
     name: str = "auto"
     memory: int = MEMORY
+    block: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in ROUTES:
             raise ValueError(f"route={self.name!r} is not one of {ROUTES}.")
         if not self.memory > 0:
             raise ValueError(f"memory={self.memory!r} must be a positive number of bytes.")
+        if self.block is not None and not (isinstance(self.block, int) and self.block > 0):
+            raise ValueError(f"block={self.block!r} must be a positive number of samples, or None.")
 
     def of_residuals(self, residuals: int, parameters: int) -> str:
         """The name, that of the route chosen for so many residuals and parameters if it is "auto"."""

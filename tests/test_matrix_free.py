@@ -85,9 +85,10 @@ def test_the_routes_agree_along_a_run(optimizer: ss.AGM) -> None:
         ss.simulate(
             problem("two"), optimizer, START, 0.5, save_at=3, rtol=1e-8, metrics=("trace_hessian",), route=route
         )
-        for route in ("kernel", "matrix_free")
+        for route in ("kernel", ss.Route("matrix_free", block=2))
     ]
     assert [run.stats["route"] for run in runs] == ["kernel", "matrix_free"]
+    assert [run.stats["block"] for run in runs] == [N, 2]
     assert distance(runs[1].params, runs[0].params) < 1e-6
     assert distance(runs[1].metrics, runs[0].metrics) < 1e-6
     assert np.ptp(runs[0].metrics["trace_hessian"]) > 0.1
@@ -203,9 +204,9 @@ def test_routes_are_chosen_by_size() -> None:
     assert ss.Route("kernel").of_residuals(500, 20_000) == "kernel"
 
 
-@pytest.mark.parametrize("route", [{"name": "fast"}, {"memory": 0}, {"memory": -1.5}])
+@pytest.mark.parametrize("route", [{"name": "fast"}, {"memory": 0}, {"memory": -1.5}, {"block": 0}, {"block": 1.5}])
 def test_routes_that_do_not_exist_are_refused(route: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"is not one of|must be a positive number of bytes"):
+    with pytest.raises(ValueError, match=r"is not one of|must be a positive number of"):
         ss.Route(**route)
 
 
