@@ -10,7 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .jacobians import AbstractJacobian
 from .metrics import AbstractMetric
@@ -49,18 +49,20 @@ class KernelFactor(eqx.Module):
 
     factor: Float[Array, "m m"]
     trace: Float[Array, ""]  # of K₀
+    regular: Bool[Array, ""]  # whether its pivots are well above the rounding in K₀
 
     def __init__(self, kernel: Float[Array, "m m"], scale: Any = 1.0, shift: Any = None):
         tolerance = max(rank_tolerance(jnp.float64), 10 * float(jnp.finfo(kernel.dtype).eps))
 
         @in_double
-        def factorize(kernel: Array, scale: Array, shift: Array) -> tuple[Array, Array]:
+        def factorize(kernel: Array, scale: Array, shift: Array) -> tuple[Array, Array, Array]:
             trace = jnp.trace(kernel)
             added = shift + (0 if exact else tolerance * trace)
-            return jnp.linalg.cholesky(scale * kernel + added * jnp.eye(kernel.shape[0])), trace
+            factor = jnp.linalg.cholesky(scale * kernel + added * jnp.eye(kernel.shape[0]))
+            return factor, trace, jnp.min(jnp.diagonal(factor)) ** 2 > 100 * tolerance * scale * trace
 
         exact = shift is not None
-        self.factor, self.trace = factorize(kernel, scale, shift if exact else 0.0)
+        self.factor, self.trace, self.regular = factorize(kernel, scale, shift if exact else 0.0)
 
     def solve(self, r: Residuals, scale: Any = 1.0, shift: Any = None) -> Residuals:
         """(aK₀ + bI)⁻¹ r."""

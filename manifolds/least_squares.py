@@ -244,7 +244,9 @@ class LeastSquaresLoss(AbstractLoss):
         if isinstance(jacobian, StoredJacobian):
             return factorized(jacobian, metric, *terms)
         assert isinstance(jacobian, JacobianProducts)
-        near = KernelFactor(jacobian.rough_gram(metric), *terms) if near is None else near
+        if near is None:
+            rough = KernelFactor(jacobian.rough_gram(metric), *terms)
+            near = jax.lax.cond(rough.regular, lambda: rough, lambda: KernelFactor(jacobian.gram(metric), *terms))
         return iterated(jacobian, metric, near, *terms)
 
     # derivatives of the Hessian --------------------------------------------------------------------------------------
