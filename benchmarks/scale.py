@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +32,7 @@ import slowsde as ss
 from manifolds.precision import cast, working_precision
 from slowsde.checks import on_flat_coordinates
 from slowsde.pointwise import _coefficients
+from slowsde.slow_sde import equilibrium
 
 LR, STD, C, EPS, NONZERO = 1e-3, 0.0707, 10.0, 1e-6, 50
 OPTIMIZER = ss.adam(C, eps=EPS)
@@ -86,12 +88,12 @@ def coefficient(d: int, n: int, route: str, repeats: int) -> tuple[float, float]
     with working_precision("float64") as precision:
         task, optimizer, params = cast((problem, OPTIMIZER, start), precision)
         sde, x = on_flat_coordinates(task, optimizer, params, route)
-        v = jax.jit(lambda: sde.equilibrium(x))()
+        v = equilibrium(sde, x)
         late = jnp.asarray(jnp.inf)
-        gradient = jax.jit(lambda y: sde.loss.gradient(y))
+        gradient = eqx.filter_jit(lambda loss, y: loss.gradient(y))
         return (
             best_of(lambda: _coefficients(sde, x, v, late), repeats),
-            best_of(lambda: gradient(x), repeats),
+            best_of(lambda: gradient(sde.loss, x), repeats),
         )
 
 

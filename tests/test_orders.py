@@ -340,6 +340,7 @@ def valley_run(n: int, paths: int) -> tuple[np.ndarray, np.ndarray]:
     return rows[:, 0] - exact_moments(T), rows[:, 1]
 
 
+@pytest.mark.slow
 def test_simulate_has_weak_order_one_in_a_valley_with_a_moving_state() -> None:
     steps = [4, 8, 16, 32, 64]
     rows = np.array([valley_run(n, 1024) for n in steps])
