@@ -177,6 +177,7 @@ def table_of_network() -> None:
     begun = time.perf_counter()
     params = ss.to_manifold(problem, start)
     on_manifold = time.perf_counter() - begun
+    print(f"to Γ: {on_manifold:.0f} s with compilation", flush=True)
     metrics: Any = observables | {"size": lambda p: jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p)))}
     begun = time.perf_counter()
     slow = ss.simulate(problem, optimizer, params, 1.0, save_at=5, rtol=1e-3, metrics=metrics)

@@ -95,7 +95,7 @@ def limit_point(
 
     solution = dfx.diffeqsolve(
         dfx.ODETerm(GradientFlow(loss, metric)),
-        RosenbrockFlow(loss, metric, loss.nearby(x, metric)),
+        RosenbrockFlow(loss, metric, loss.nearby(x, metric) if loss.outlasts(x) else None),
         t0=0.0,
         t1=jnp.inf,
         dt0=None,
