@@ -244,10 +244,11 @@ class LeastSquaresLoss(AbstractLoss):
         if isinstance(jacobian, StoredJacobian):
             return factorized(jacobian, metric, *terms)
         assert isinstance(jacobian, JacobianProducts)
-        if near is None:
-            rough = KernelFactor(jacobian.rough_gram(metric), *terms)
-            near = jax.lax.cond(rough.regular, lambda: rough, lambda: KernelFactor(jacobian.gram(metric), *terms))
-        return iterated(jacobian, metric, near, *terms)
+        if near is not None:
+            return iterated(jacobian, metric, near, *terms)
+        rough = KernelFactor(jacobian.rough_gram(metric), *terms)
+        factor: Any = jax.lax.cond(rough.regular, lambda: rough, lambda: KernelFactor(jacobian.gram(metric), *terms))
+        return iterated(jacobian, metric, factor, *terms)
 
     # derivatives of the Hessian --------------------------------------------------------------------------------------
 
