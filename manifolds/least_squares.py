@@ -158,8 +158,7 @@ class LeastSquaresLoss(AbstractLoss):
 
     def rows(self, x: Vector) -> Float[Array, "m p"]:
         """J = ∂residuals/∂x as an array, one backward pass a sample and output."""
-        rows = jax.vmap(jax.jacrev(self.prediction), (None, 0))(x, self.inputs)
-        return rows.reshape(-1, x.shape[0]) / jnp.sqrt(self.num_samples)
+        return jax.vmap(self.sample_rows, (None, 0))(x, self.inputs).reshape(-1, x.shape[0])
 
     def jacobian(self, x: Vector) -> AbstractJacobian:
         """J, stored or by products."""
@@ -215,7 +214,7 @@ class LeastSquaresLoss(AbstractLoss):
     def newton(
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: Preconditioner | None = None
     ) -> NewtonStep:
-        if self.stored or rank is not None or not isinstance(near, NearbyKernel):
+        if rank is not None or not isinstance(near, NearbyKernel):
             return super().newton(x, metric, rank)
         move = self.constraints(x, metric, near=near).solve_residual(self.residuals(x), TIGHT)
         smallest = jnp.min(jnp.where(near.values > 0, near.values, jnp.inf))
@@ -225,7 +224,7 @@ class LeastSquaresLoss(AbstractLoss):
         # The Newton step w solves J w = r, so that |w| ≥ |r|²/|Jᵀr|.
         r = self.residuals(x)
         slope = jax.vjp(self.residuals, x)[1](r)[0]
-        largest = self.sum_over_samples(lambda rows: self._trace(rows, metric), x)  # tr K, a bound of it
+        largest = jnp.sum(self.row_norms(x, metric))  # tr K, a bound of it
         moving = jnp.linalg.norm(metric(slope)) > largest * jnp.finfo(x.dtype).eps * 10 * (1 + jnp.linalg.norm(x))
         return moving & (r @ r > distance * jnp.linalg.norm(slope))
 

@@ -132,7 +132,7 @@ class SlowSDE(eqx.Module):
         # The multipliers of the step are those in its own metric; the curvature so far serves for them.
         first = self.loss.constraints(x, _damped(metric, h * curvature), self.rank, near)
         curvature = jnp.maximum(curvature - self.loss.constraint_curvature(x, first, gradient), 0)
-        return self.loss.constraints(x, _damped(metric, h * curvature), self.rank, getattr(first, "near", None))
+        return self.loss.constraints(x, _damped(metric, h * curvature), self.rank, first.near)
 
     def _sharpness_curvature(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Vector:
         scale = self.hessian_scale * self.optimizer.pace(t) ** 2
