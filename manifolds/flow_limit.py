@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .blocks import map_in_blocks
 from .gradient_flow import GradientFlow, RosenbrockFlow
 from .losses import AbstractLoss
 from .metrics import AbstractMetric
@@ -155,11 +154,3 @@ def check_limit(limit: LimitPoint, what: str = "params0") -> None:
             f"{float(spectrum[0]):.3g} without a gap through {float(unclear[0]):.3g}. Pass rank= if you know it, or "
             "work in float64."
         )
-
-
-def limit_points(
-    loss: AbstractLoss, xs: Float[Array, "n p"], metrics: Any, rank: Any, *, batch_size: int = 64, **options: Any
-) -> LimitPoint:
-    """`limit_point` of each row of xs, each in its own metric (leading axis n), `batch_size` at a time."""
-    size = batch_size if loss.batches_well(xs[0]) else 1
-    return map_in_blocks(lambda one: limit_point(loss, one[0], one[1], rank, **options), (xs, metrics), size)

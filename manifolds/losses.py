@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .blocks import batches_well, map_in_blocks
+from .blocks import map_in_blocks
 from .constraints import KernelDiagonal, NearbyKernel, Preconditioner
 from .coordinates import Coordinates
-from .metrics import AbstractMetric, Identity
+from .metrics import AbstractMetric
 from .normal_space import AbstractNormalSpace, DenseNormalSpace
 
 Vector = Float[Array, " p"]
@@ -63,11 +63,6 @@ class AbstractLoss(eqx.Module):
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None
     ) -> AbstractNormalSpace:
         """Eigenpairs of H' = S^½ ∇²L(x) S^½ on its range (Gauss–Newton where that is exact on Γ)."""
-
-    def batches_well(self, x: Vector) -> bool:
-        """Whether normal spaces of points like x may be vectorized over, see `manifolds.blocks`."""
-        values = jax.eval_shape(lambda y: self.normal_space(y, Identity()).values, x)
-        return batches_well(values.shape[0])
 
     @abc.abstractmethod
     def newton_step(self, x: Vector, normal: AbstractNormalSpace) -> Vector:
