@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .blocks import map_in_blocks, sum_in_blocks
 from .constraints import (
-    LOOSE,
     TIGHT,
     Constraints,
     KernelDiagonal,
@@ -284,8 +283,7 @@ class LeastSquaresLoss(AbstractLoss):
         direction = self.coordinates.unravel_arrays(metric.sqrt(signs))
         return 2 * ravel(sum_in_blocks(one, self.inputs, self.block(x)))
 
-    def constraint_curvature(self, x: Vector, normal: Any, gradient: Vector) -> Vector:
-        multipliers = normal.multipliers(gradient, LOOSE)
+    def constraint_curvature(self, x: Vector, multipliers: Array) -> Vector:
         signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
         return signs * jax.jvp(jax.grad(lambda y: multipliers @ self.residuals(y)), (x,), (signs,))[1]
 

@@ -123,13 +123,14 @@ class AbstractLoss(eqx.Module):
     def constraints(
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None, near: Preconditioner | None = None
     ) -> Any:
-        """The normal space at x for steps along Γ only: its `project_gradient`, and what `newton_step` asks of it."""
+        """The normal space at x for steps along Γ only: its `project_gradient` and `multipliers`, what `newton_step`
+        asks of it, and in `near` what preconditions solves at points and in metrics near these."""
         return self.normal_space(x, metric, rank)
 
     @abc.abstractmethod
-    def constraint_curvature(self, x: Vector, normal: Any, gradient: Vector) -> Vector:
-        """An estimate of diag Σ_i μ_i ∇²r_i, the curvature of Γ that a force holds against: Jᵀμ is the normal part of
-        `gradient`. A function F with that gradient has the Hessian ∇²F − Σ_i μ_i ∇²r_i along Γ."""
+    def constraint_curvature(self, x: Vector, multipliers: Array) -> Vector:
+        """An estimate of diag Σ_i μ_i ∇²r_i, the curvature of Γ that a force holds against: Jᵀμ is its normal part, and
+        a function F with that gradient has the Hessian ∇²F − Σ_i μ_i ∇²r_i along Γ. For μ see `constraints`."""
 
     @abc.abstractmethod
     def normal_bending(self, x: Vector, normal: AbstractNormalSpace, tangent: Float[Array, "p k"]) -> Vector:
@@ -210,10 +211,10 @@ class ScalarLoss(AbstractLoss):
         signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
         return jnp.abs(signs * jax.jvp(lambda y: self.contract_metric(y, metric), (x,), (signs,))[1])
 
-    def constraint_curvature(self, x: Vector, normal: Any, gradient: Vector) -> Vector:
-        # The constraints are ∇L = 0, with multipliers (H')⁺ in the metric S: ∇³L[S^½(H')⁺S^½ g, ·].
+    def constraint_curvature(self, x: Vector, multipliers: Array) -> Vector:
+        # The constraints are ∇L = 0, so this is the diagonal of ∇³L[μ, ·].
         signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
-        return signs * self.contract_factors(x, normal.solve(gradient)[:, None], signs[:, None])
+        return signs * self.contract_factors(x, multipliers[:, None], signs[:, None])
 
     def normal_bending(self, x: Vector, normal: AbstractNormalSpace, tangent: Float[Array, "p k"]) -> Vector:
         return normal.solve(self.contract_factors(x, tangent, tangent))

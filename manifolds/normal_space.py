@@ -80,6 +80,10 @@ class AbstractNormalSpace(eqx.Module):
         c = self.inverse_values * self.coordinates(self.metric.sqrt(g))
         return self.metric.sqrt(self.lift(c))
 
+    def multipliers(self, g: Float[Array, " p"], accuracy: float = 0.0) -> Float[Array, " p"]:
+        """μ with Hμ the part of the gradient g that holds against the constraints ∇L = 0, whatever `accuracy`."""
+        return self.solve(g)
+
 
 class DenseNormalSpace(AbstractNormalSpace):
     """From the eigendecomposition of the p×p matrix H'. Any loss; p up to about 2000."""

@@ -118,6 +118,7 @@ def simulate(
             rest = solve_to_rest(slow, state0, t0, solver, rtol=rtol, tol=tol, max_steps=max_steps)
             rests, t1 = not bool(rest.too_long[0]), float(rest.time[0])
             times = graded_times(t0, t1, times.size)
+            max_steps = 2 * max_steps + times.size  # over the same stretch, but with ends of steps on the saved times
         else:
             rest = None
         about = {

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 import manifolds as mf
 from manifolds import second_order
+from manifolds.constraints import LOOSE
 from manifolds.coordinates import Coordinates, ravel
 
 from .optimizers import AGM
@@ -123,26 +124,25 @@ class SlowSDE(eqx.Module):
             return gradient
         return gradient + metric.inv_sqrt(metric.inv_sqrt(pace * self.optimizer.decay(self.chart) * x))
 
+    def implicit_frame(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> tuple[Array, Any]:
+        """What implicit steps of lengths about h from x have in common: the multipliers that hold them on Γ, those in
+        the metric of such a step, and what preconditions their solves."""
+        damped = _damped(metric, h * self._sharpness_curvature(x, metric, t))
+        normal = self.loss.constraints(x, damped, self.rank)
+        return normal.multipliers(self.sharpness_gradient(x, metric, t), LOOSE), normal.near
+
     def damped_constraints(
-        self, x: Vector, metric: mf.AbstractMetric, gradient: Vector, t: Any, h: Array, near: Any
+        self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array, frame: tuple[Array, Any]
     ) -> Any:
         """The constraints of an implicit step of length h in its metric (S⁻¹ + hG)⁻¹, with G ≥ 0 a diagonal model of
-        the Hessian of (α/4)s²⟨H, S⟩ along Γ; `gradient` is that function's. `near` as in `AbstractLoss.constraints`."""
-        curvature = self._sharpness_curvature(x, metric, t)
-        # The multipliers of the step are those in its own metric; the curvature so far serves for them.
-        first = self.loss.constraints(x, _damped(metric, h * curvature), self.rank, near)
-        curvature = jnp.maximum(curvature - self.loss.constraint_curvature(x, first, gradient), 0)
-        return self.loss.constraints(x, _damped(metric, h * curvature), self.rank, first.near)
+        the Hessian of (α/4)s²⟨H, S⟩ along Γ; `frame` is the `implicit_frame` of a point nearby."""
+        multipliers, near = frame
+        curvature = self._sharpness_curvature(x, metric, t) - self.loss.constraint_curvature(x, multipliers)
+        return self.loss.constraints(x, _damped(metric, h * jnp.maximum(curvature, 0)), self.rank, near)
 
     def _sharpness_curvature(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Vector:
         scale = self.hessian_scale * self.optimizer.pace(t) ** 2
         return scale * second_order.sharpness_curvature(self.loss, x, metric)
-
-    def nearby(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> Any:
-        """What preconditions the solves of implicit steps of lengths about h from x, see `AbstractLoss.nearby`."""
-        if not self.loss.outlasts(x):
-            return None
-        return self.loss.nearby(x, _damped(metric, h * self._sharpness_curvature(x, metric, t)))
 
     def relaxed(self, x: Vector, v: PyTree, t: Any, h: Any) -> PyTree:
         """v at t + h from v at t if x stays: v + (V(Σ) − v)(1 − e^{−ch}), exactly."""

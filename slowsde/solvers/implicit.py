@@ -21,8 +21,6 @@ from manifolds.constraints import LOOSE
 
 from .state import SlowState, State, finite_end, scaled_error
 
-RETURNS = 2  # Newton steps back to Γ after a substep, by the Jacobian of its start; whole steps return to rounding
-
 
 class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
     """Aitken–Neville extrapolation of linearly implicit Euler over 1, 2, ..., `stages` substeps: order `stages`.
@@ -51,10 +49,10 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
     def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: None, made_jump: Any) -> Any:
         h = t1 - t0
         middle = self.relaxed(y0, t0, h / 2)
-        near = self.slow.sde.nearby(middle[0], self.slow.sde.metric(self.slow.v(middle)), t0, h / 2)
+        frame = self.slow.sde.implicit_frame(y0[0], self.slow.sde.metric(self.slow.v(middle)), t0, h / 2)
 
         def refined(n: Array) -> State:
-            return jax.lax.fori_loop(0, n, lambda k, state: self.euler(state, t0 + k * h / n, h / n, near), y0)
+            return jax.lax.fori_loop(0, n, lambda k, state: self.euler(state, t0 + k * h / n, h / n, frame), y0)
 
         ends = to_logarithms(jax.lax.map(refined, jnp.arange(1, self.stages + 1)))  # one loop, so compiled once
         row: list[State] = []
@@ -78,17 +76,16 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         x, v = state
         return x, None if v is None else self.slow.sde.relaxed(x, v, t, h)
 
-    def euler(self, state: State, t: Array, h: Array, near: Any) -> State:
-        """One substep of linearly implicit Euler from t to t + h that ends on Γ."""
+    def euler(self, state: State, t: Array, h: Array, frame: Any) -> State:
+        """One substep of linearly implicit Euler from t to t + h. It ends off Γ by O(h³), one Newton step with the
+        Jacobian of its start; whole steps end on Γ to rounding."""
         sde = self.slow.sde
         x, v = self.relaxed(state, t, h)
         metric = sde.metric(self.slow.v((x, v)))
+        normal = sde.damped_constraints(x, metric, t + h, h, frame)
         gradient = sde.sharpness_gradient(x, metric, t + h)
-        normal = sde.damped_constraints(x, metric, gradient, t + h, h, near)
         x = x - h * normal.project_gradient(gradient, LOOSE)  # what is left of its normal part the return removes
-        for _ in range(RETURNS):
-            x = x - sde.loss.newton_step(x, normal)
-        return x, v
+        return x - sde.loss.newton_step(x, normal), v
 
 
 def to_logarithms(state: State) -> State:
