@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import manifolds as mf
 import slowsde as ss
-from slowsde.slow_sde import SlowSDE
+from manifolds.coordinates import Coordinates, ravel
+from slowsde.slow_sde import SlowSDE, slow_sde
 
 D, N, SPARSE = 100, 50, 5
 RNG = np.random.default_rng(0)
@@ -54,6 +56,35 @@ def test_a_stiff_flow_reaches_the_sparse_solution_in_few_steps(start: Any, c: fl
     # Γ is singular at a sparse point: the ranks say so.
     assert found.stats["ranks"][0, 0] == N
     assert found.stats["ranks"][0, -1] == SPARSE
+
+
+def test_the_damping_is_the_second_derivative_along_the_manifold() -> None:
+    """diag of ∇²F − Σ μ_i ∇²r_i, F = (α/4)⟨∇²L, S⟩ and μ its multipliers, exact for a diagonal network whose Hessians
+    of residuals are diagonal; the sign of the second part shows."""
+    rng = np.random.default_rng(7)
+    with jax.enable_x64(True):
+        start = {"u": 0.5 + rng.uniform(size=D), "v": 0.5 + rng.uniform(size=D)}
+        targets = jnp.asarray(INPUTS) @ (start["u"] ** 2 - start["v"] ** 2)  # so that the start is on Γ
+        task = ss.LeastSquares(predict, jnp.asarray(INPUTS), targets, ss.LabelNoise(0.5))
+        sde = slow_sde(task, ss.adam(c=10.0), Coordinates.of(start))
+        x = jnp.asarray(ravel(start))
+        metric, loss = mf.Diagonal(jnp.asarray(rng.uniform(0.1, 1.0, x.size))), sde.loss
+
+        def sharpness(y: Any) -> Any:
+            return 0.25 * sde.hessian_scale * jnp.sum(metric.entries() * jnp.sum(loss.rows(y) ** 2, axis=0))
+
+        rows = loss.rows(x)
+        kernel = rows @ metric(rows.T)
+        multipliers = jnp.linalg.solve(kernel, rows @ metric(jax.grad(sharpness)(x)))
+        held = jnp.diagonal(jax.hessian(lambda y: multipliers @ loss.residuals(y))(x))
+        exact = jnp.diagonal(jax.hessian(sharpness)(x)) - held
+        h, frame = 0.3, (multipliers, None)
+        damped = sde.damped_constraints(x, metric, 0.0, jnp.asarray(h), frame).metric.entries()
+        np.testing.assert_allclose(1 / damped, 1 / metric.entries() + h * jnp.maximum(exact, 0), rtol=1e-9)
+        assert np.max(np.abs(held)) > 0.1 * np.max(np.abs(exact))
+        # The frame's own multipliers hold in the metric of a step, which is this one for a step of no length.
+        own = sde.implicit_frame(x, metric, 0.0, jnp.asarray(0.0))[0]
+        np.testing.assert_allclose(own, multipliers, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.slow
