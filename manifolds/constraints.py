@@ -35,6 +35,10 @@ class NearbyKernel(eqx.Module):
         self.vectors = vectors
         self.values = jnp.where(values > rank_tolerance(dtype) * values[-1], values, 0)
 
+    @property
+    def trace(self) -> Float[Array, ""]:
+        return jnp.sum(self.values)
+
     def solve(self, r: Residuals, scale: Any, shift: Any) -> Residuals:
         """(scale·K₀ + shift·I)⁺ r."""
         values = scale * self.values + shift
@@ -130,16 +134,15 @@ def iterated(
 ) -> tuple[Solve, Preconditioner]:
     """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by conjugate gradients, preconditioned by the kernel `near`.
 
-    shift=None for a ridge at rounding level if `near` is a factor, else for 0: then directions in which `near` has lost
-    rank count as free here too. A solve that takes as many products as it costs to form the kernel gives up, and
-    factorizes.
+    shift=None for a ridge at rounding level, except by a diagonal. With shift=0 directions in which a `NearbyKernel`
+    has lost rank count as free here too. A solve that takes as many products as it costs to form the kernel gives up,
+    and factorizes.
     """
-    ridge = rank_tolerance(jacobian.dtype) * near.trace if isinstance(near, KernelFactor) else 0.0
-    added: Any = ridge if shift is None else shift
+    added: Any = ridge(near, jacobian.dtype) if shift is None else shift
 
     def solve(r: Residuals, accuracy: float) -> Residuals:
         found, converged = conjugate_gradients(
-            lambda u: scale * jacobian(metric(jacobian.transposed(u))) + jnp.asarray(added, u.dtype) * u,
+            kernel_product(jacobian, metric, scale, added),
             r,
             lambda u: near.solve(u, scale, added),
             accuracy,
@@ -150,6 +153,18 @@ def iterated(
         )
 
     return solve, near
+
+
+def ridge(near: Preconditioner, dtype: Any) -> Any:
+    """The multiple of the identity that keeps a kernel like `near` regular where its rank drops."""
+    return 0.0 if isinstance(near, KernelDiagonal) else rank_tolerance(dtype) * near.trace
+
+
+def kernel_product(
+    jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any, shift: Any
+) -> Callable[[Residuals], Residuals]:
+    """u ↦ (scale·J S Jᵀ + shift·I) u, by two products with J."""
+    return lambda u: scale * jacobian(metric(jacobian.transposed(u))) + jnp.asarray(shift, u.dtype) * u
 
 
 def conjugate_gradients(

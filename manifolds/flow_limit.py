@@ -94,7 +94,7 @@ def limit_point(
 
     solution = dfx.diffeqsolve(
         dfx.ODETerm(GradientFlow(loss, metric)),
-        RosenbrockFlow(loss, metric, loss.nearby(x, metric) if loss.outlasts(x) else None),
+        RosenbrockFlow(loss, metric),
         t0=0.0,
         t1=jnp.inf,
         dt0=None,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .constraints import Preconditioner
+from .constraints import NearbyKernel
 from .losses import AbstractLoss
 from .metrics import AbstractMetric
 
@@ -65,7 +65,6 @@ class RosenbrockFlow(dfx.AbstractAdaptiveSolver):
 
     loss: AbstractLoss
     metric: AbstractMetric
-    near: Preconditioner | None = None  # see `AbstractLoss.nearby`
 
     term_structure: ClassVar = dfx.ODETerm
     interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
@@ -73,17 +72,18 @@ class RosenbrockFlow(dfx.AbstractAdaptiveSolver):
     def order(self, terms: Any) -> int:
         return 3
 
-    def init(self, terms: Any, t0: Any, t1: Any, y0: Vector, args: Any) -> None:
-        return None
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Vector, args: Any) -> NearbyKernel | None:
+        return self.loss.nearby(y0, self.metric)
 
     def func(self, terms: Any, t0: Any, y0: Vector, args: Any) -> Vector:
         return terms.vf(t0, y0, args)
 
     def step(
-        self, terms: Any, t0: Any, t1: Any, y0: Vector, args: Any, solver_state: None, made_jump: Any
-    ) -> tuple[Vector, Vector, dict[str, Vector], None, dfx.RESULTS]:
+        self, terms: Any, t0: Any, t1: Any, y0: Vector, args: Any, solver_state: NearbyKernel | None, made_jump: Any
+    ) -> tuple[Vector, Vector, dict[str, Vector], NearbyKernel | None, dfx.RESULTS]:
         h = terms.contr(t0, t1)
-        solve = self.loss.damped_solver(y0, self.metric, _GAMMA * h, self.near)
+        near = self.loss.renewed(solver_state, y0, self.metric, _GAMMA * h, 1.0)
+        solve = self.loss.damped_solver(y0, self.metric, _GAMMA * h, near)
         u: list[Vector] = []
         for a, c in zip(_A, _C, strict=True):
             stage = y0 + sum(a_j * u_j for a_j, u_j in zip(a, u, strict=False))
@@ -92,4 +92,4 @@ class RosenbrockFlow(dfx.AbstractAdaptiveSolver):
         y1 = y0 + sum(m * u_i for m, u_i in zip(_M, u, strict=True))
         error = sum(m * u_i for m, u_i in zip(_M_ERROR, u, strict=True))
         error = jnp.where(jnp.isfinite(error), error, jnp.inf)  # a stage that blew up: reject and shrink
-        return y1, error, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
+        return y1, error, {"y0": y0, "y1": y1}, near, dfx.RESULTS.successful

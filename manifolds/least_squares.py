@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .blocks import map_in_blocks, sum_in_blocks
 from .constraints import (
+    LOOSE,
     TIGHT,
     Constraints,
     KernelDiagonal,
@@ -18,8 +19,11 @@ from .constraints import (
     NearbyKernel,
     Preconditioner,
     Solve,
+    conjugate_gradients,
     factorized,
     iterated,
+    kernel_product,
+    ridge,
 )
 from .coordinates import Coordinates, ravel
 from .jacobians import AbstractJacobian, JacobianProducts, StoredJacobian
@@ -28,7 +32,7 @@ from .metrics import AbstractMetric
 from .normal_space import AbstractNormalSpace, KernelNormalSpace
 
 CACHED = 2**16  # entries of Jacobians that a CPU's cache holds
-LARGE = 1500  # residuals from which on the kernel of a whole step preconditions better than many cost to form
+STALE = 16  # conjugate gradients from which on a new kernel costs less than the steps that it saves
 MEMORY = 2**31  # bytes that Jacobians, or blocks of their rows, may take by default
 
 
@@ -189,13 +193,23 @@ class LeastSquaresLoss(AbstractLoss):
     # the way back to Γ -----------------------------------------------------------------------------------------------
 
     def nearby(self, x: Vector, metric: AbstractMetric) -> NearbyKernel | None:
-        return None if self.stored else NearbyKernel(self.jacobian(x).gram(metric), x.dtype)
+        if self.stored:
+            return None
+        return NearbyKernel(jax.lax.stop_gradient(self.curvature_jacobian(x).gram(metric)), x.dtype)
+
+    def renewed(
+        self, near: NearbyKernel | None, x: Vector, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None
+    ) -> NearbyKernel | None:
+        if near is None:
+            return None
+        shift = ridge(near, x.dtype) if shift is None else shift
+        product = kernel_product(self.curvature_jacobian(x), metric, scale, shift)
+        b = jr.rademacher(jr.key(0), (self.targets.size,), x.dtype)
+        _, works = conjugate_gradients(product, b, lambda r: near.solve(r, scale, shift), LOOSE, STALE)
+        return jax.lax.cond(works, lambda: near, lambda: self.nearby(x, metric))
 
     def roughly(self, x: Vector, metric: AbstractMetric) -> KernelDiagonal | None:
         return None if self.stored else KernelDiagonal(self.row_norms(x, metric))
-
-    def outlasts(self, x: Vector) -> bool:
-        return not self.stored and self.targets.size >= LARGE
 
     def normal_space(self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None) -> KernelNormalSpace:
         return KernelNormalSpace(self.jacobian(x), metric, rank)
@@ -211,11 +225,13 @@ class LeastSquaresLoss(AbstractLoss):
         return normal.solve_residual(self.residuals(x))
 
     def newton(
-        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: Preconditioner | None = None
+        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: NearbyKernel | None = None
     ) -> NewtonStep:
-        if rank is not None or not isinstance(near, NearbyKernel):
+        if rank is not None or near is None:
             return super().newton(x, metric, rank)
-        move = self.constraints(x, metric, near=near).solve_residual(self.residuals(x), TIGHT)
+        jacobian = self.jacobian(x)
+        solve, _ = self._solver(jacobian, metric, near, 1.0, 0.0)
+        move = Constraints(metric, jacobian, solve).solve_residual(self.residuals(x), TIGHT)
         smallest = jnp.min(jnp.where(near.values > 0, near.values, jnp.inf))
         return NewtonStep(move, smallest, jnp.max(near.values))
 

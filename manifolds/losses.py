@@ -69,7 +69,7 @@ class AbstractLoss(eqx.Module):
         """S^½ (H')⁺ S^½ ∇L(x), or S Jᵀ (J S Jᵀ)⁺ r(x): subtract it to return to Γ along S·(normal space)."""
 
     def newton(
-        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: Preconditioner | None = None
+        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: NearbyKernel | None = None
     ) -> "NewtonStep":
         """One step of the return to Γ, with the curvatures that it met; `near` may spare the eigenpairs."""
         normal = self.normal_space(x, metric, rank)
@@ -90,9 +90,11 @@ class AbstractLoss(eqx.Module):
         """What preconditions a few solves at x at little cost; None where nothing needs it."""
         return None
 
-    def outlasts(self, x: Vector) -> bool:
-        """Whether `nearby` is worth keeping over the substeps of a step, rather than factors of its own for each."""
-        return False
+    def renewed(
+        self, near: NearbyKernel | None, x: Vector, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None
+    ) -> NearbyKernel | None:
+        """`near` if it still preconditions scale·K + shift·I well at x, else what does; shift=None for a ridge."""
+        return near
 
     @abc.abstractmethod
     def damped_solver(

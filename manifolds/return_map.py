@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .constraints import Preconditioner
+from .constraints import NearbyKernel
 from .losses import AbstractLoss
 from .metrics import AbstractMetric
 from .normal_space import rank_tolerance
@@ -35,7 +35,7 @@ def gauss_newton_return(
     metric: AbstractMetric,
     rank: Int[Array, ""] | None = None,
     max_steps: int = 20,
-    near: Preconditioner | None = None,
+    near: NearbyKernel | None = None,
 ) -> Returned:
     """Iterate until a step is so short that the next, by quadratic convergence, is rounding error.
 

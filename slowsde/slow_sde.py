@@ -124,12 +124,19 @@ class SlowSDE(eqx.Module):
             return gradient
         return gradient + metric.inv_sqrt(metric.inv_sqrt(pace * self.optimizer.decay(self.chart) * x))
 
-    def implicit_frame(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> tuple[Array, Any]:
+    def implicit_frame(
+        self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array, near: Any = None
+    ) -> tuple[Array, Any]:
         """What implicit steps of lengths about h from x have in common: the multipliers that hold them on Γ, those in
-        the metric of such a step, and what preconditions their solves."""
-        damped = _damped(metric, h * self._sharpness_curvature(x, metric, t))
-        normal = self.loss.constraints(x, damped, self.rank)
-        return normal.multipliers(self.sharpness_gradient(x, metric, t), LOOSE), normal.near
+        the metric of such a step, and what preconditions their solves, `near` if it will do."""
+        damped = self._step_metric(x, metric, t, h)
+        near = self.loss.renewed(near, x, damped)
+        normal = self.loss.constraints(x, damped, self.rank, near)
+        return normal.multipliers(self.sharpness_gradient(x, metric, t), LOOSE), near
+
+    def nearby(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> Any:
+        """What preconditions the solves of implicit steps of lengths about h from x, see `AbstractLoss.nearby`."""
+        return self.loss.nearby(x, self._step_metric(x, metric, t, h))
 
     def damped_constraints(
         self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array, frame: tuple[Array, Any]
@@ -139,6 +146,9 @@ class SlowSDE(eqx.Module):
         multipliers, near = frame
         curvature = self._sharpness_curvature(x, metric, t) - self.loss.constraint_curvature(x, multipliers)
         return self.loss.constraints(x, _damped(metric, h * jnp.maximum(curvature, 0)), self.rank, near)
+
+    def _step_metric(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> mf.AbstractMetric:
+        return _damped(metric, h * self._sharpness_curvature(x, metric, t))
 
     def _sharpness_curvature(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Vector:
         scale = self.hessian_scale * self.optimizer.pace(t) ** 2

@@ -177,7 +177,8 @@ def test_conjugate_gradients_stop_where_they_say() -> None:
 
 
 def test_solves_survive_a_useless_preconditioner_and_lost_rank() -> None:
-    """A kernel from elsewhere costs iterations, or a factorization, but no accuracy; directions it lacks are free."""
+    """A kernel from elsewhere costs iterations, or a factorization, but no accuracy; without a ridge directions that it
+    lacks are free."""
     task, start = flat_problem(200, 20)
     with jax.enable_x64(True):
         loss = task.flat_loss(Coordinates.of(start), "matrix_free")
@@ -192,8 +193,26 @@ def test_solves_survive_a_useless_preconditioner_and_lost_rank() -> None:
             np.testing.assert_allclose(solve(r, 1e-11), expected, rtol=1e-6)
         np.testing.assert_allclose(factorized(jacobian, metric)[0](r, 0.0), expected, rtol=1e-6)
         q = np.linalg.qr(np.random.default_rng(6).normal(size=(20, 20)))[0][:, :7]  # rank 7
-        solve, _ = iterated(jacobian, metric, NearbyKernel(jnp.asarray(q @ q.T), x.dtype))
+        near = NearbyKernel(jnp.asarray(q @ q.T), x.dtype)
+        solve, _ = iterated(jacobian, metric, near, 1.0, 0.0)
         np.testing.assert_allclose(solve(r, 1e-11), q @ np.linalg.solve(q.T @ kernel @ q, q.T @ r), rtol=1e-7)
+        np.testing.assert_allclose(iterated(jacobian, metric, near)[0](r, 1e-11), expected, rtol=1e-6)
+
+
+def test_a_kernel_is_kept_while_it_preconditions_well() -> None:
+    """Nearby it is kept as it is, and in another metric it is replaced by the one there."""
+    task, start = flat_problem(300, 40)
+    with jax.enable_x64(True):
+        loss, x = task.flat_loss(Coordinates.of(start), "matrix_free"), jnp.asarray(ravel(start))
+        rng = np.random.default_rng(8)
+        metric = mf.Diagonal(jnp.asarray(rng.uniform(0.5, 2.0, 600)))
+        near = loss.nearby(x, metric)
+        kept = loss.renewed(near, x * (1 + 0.01 * rng.normal(size=600)), metric)
+        np.testing.assert_array_equal(kept.values, near.values)
+        other = mf.Diagonal(jnp.asarray(np.exp(3 * rng.normal(size=600))))
+        replaced = loss.renewed(near, x, other)
+        np.testing.assert_allclose(replaced.values, loss.nearby(x, other).values, rtol=1e-9)
+        assert loss.renewed(None, x, metric) is None
 
 
 def test_routes_are_chosen_by_size() -> None:

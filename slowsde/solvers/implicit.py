@@ -40,16 +40,16 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
     def order(self, terms: Any) -> int:
         return self.stages
 
-    def init(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any) -> None:
-        return None
+    def init(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any) -> Any:
+        return self.slow.sde.nearby(y0[0], self.slow.sde.metric(self.slow.v(y0)), t0, (t1 - t0) / 2)
 
     def func(self, terms: Any, t0: Any, y0: State, args: Any) -> State:
         return terms.vf(t0, y0, args)
 
-    def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: None, made_jump: Any) -> Any:
+    def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: Any, made_jump: Any) -> Any:
         h = t1 - t0
-        middle = self.relaxed(y0, t0, h / 2)
-        frame = self.slow.sde.implicit_frame(y0[0], self.slow.sde.metric(self.slow.v(middle)), t0, h / 2)
+        metric = self.slow.sde.metric(self.slow.v(self.relaxed(y0, t0, h / 2)))
+        frame = self.slow.sde.implicit_frame(y0[0], metric, t0, h / 2, near=solver_state)
 
         def refined(n: Array) -> State:
             return jax.lax.fori_loop(0, n, lambda k, state: self.euler(state, t0 + k * h / n, h / n, frame), y0)
@@ -66,10 +66,10 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         (best, v1), plain = row[-1], row[0][0]
         vanishing = (jnp.abs(plain) < 0.5 * jnp.abs(y0[0])) & (jnp.abs(best - row[-2][0]) > 0.1 * jnp.abs(plain))
         row[-1] = (jnp.where(vanishing, plain, best), v1)
-        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(row[-1])))
+        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(row[-1]), near=frame[1]))
         previous = from_logarithms(row[-2])
         error = scaled_error(self.slow, jax.tree.map(jnp.subtract, y1, previous), y0, y1, self.rtol, regular)
-        return y1, error, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
+        return y1, error, {"y0": y0, "y1": y1}, frame[1], dfx.RESULTS.successful
 
     def relaxed(self, state: State, t: Array, h: Array) -> State:
         """The state with v at t + h if ζ stays."""

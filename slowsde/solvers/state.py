@@ -30,11 +30,13 @@ class SlowState(eqx.Module):
         """The state at a point of Γ."""
         return x, None if self.sde.optimizer.quasi_static else _or_none(v)
 
-    def returned(self, state: State) -> tuple[State, Bool[Array, ""]]:
-        """The state with ζ returned to Γ in the metric S(v), and whether it arrived at a regular point."""
+    def returned(self, state: State, near: Any = None) -> tuple[State, Bool[Array, ""]]:
+        """The state with ζ returned to Γ in the metric S(v), and whether it arrived at a regular point; `near` may
+        precondition, see `AbstractLoss.nearby`."""
         x, v = state
         loss, metric = self.sde.loss, self.sde.metric(self.v(state))
-        near = loss.nearby(x, metric) if self.sde.rank is None else None
+        if self.sde.rank is None:
+            near = loss.nearby(x, metric) if near is None else loss.renewed(near, x, metric, 1.0, 0.0)
         found = gauss_newton_return(loss, x, metric, self.sde.rank, near=near)
         regular = found.converged & (found.smallest > self.floor) & jnp.all(jnp.isfinite(found.point))
         return (jnp.where(regular, found.point, x), v), regular
