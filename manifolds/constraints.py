@@ -10,7 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from .jacobians import AbstractJacobian
 from .metrics import AbstractMetric
@@ -45,35 +45,6 @@ class NearbyKernel(eqx.Module):
         return self.vectors @ (jnp.where(values > 0, 1 / jnp.where(values > 0, values, 1), 0) * (self.vectors.T @ r))
 
 
-class KernelFactor(eqx.Module):
-    """A Cholesky factor of aK₀ + bI, in float64: like a `NearbyKernel`, for these a and b only.
-
-    shift=None is for a ridge at the level of rounding in `kernel`.
-    """
-
-    factor: Float[Array, "m m"]
-    trace: Float[Array, ""]  # of K₀
-    regular: Bool[Array, ""]  # whether its pivots are well above the rounding in K₀
-
-    def __init__(self, kernel: Float[Array, "m m"], scale: Any = 1.0, shift: Any = None):
-        tolerance = max(rank_tolerance(jnp.float64), 10 * float(jnp.finfo(kernel.dtype).eps))
-
-        @in_double
-        def factorize(kernel: Array, scale: Array, shift: Array) -> tuple[Array, Array, Array]:
-            trace = jnp.trace(kernel)
-            added = shift + (0 if exact else tolerance * trace)
-            factor = jnp.linalg.cholesky(scale * kernel + added * jnp.eye(kernel.shape[0]))
-            return factor, trace, jnp.min(jnp.diagonal(factor)) ** 2 > 100 * tolerance * scale * trace
-
-        exact = shift is not None
-        self.factor, self.trace, self.regular = factorize(kernel, scale, shift if exact else 0.0)
-
-    def solve(self, r: Residuals, scale: Any = 1.0, shift: Any = None) -> Residuals:
-        """(aK₀ + bI)⁻¹ r."""
-        solved = in_double(lambda factor, b: jax.scipy.linalg.cho_solve((factor, True), b))(self.factor, r)
-        return solved.astype(r.dtype)
-
-
 class KernelDiagonal(eqx.Module):
     """The diagonal of a kernel, which preconditions it where nothing better is known: like a `NearbyKernel`."""
 
@@ -85,7 +56,7 @@ class KernelDiagonal(eqx.Module):
         return jnp.where(values > 0, r / jnp.where(values > 0, values, 1), 0)
 
 
-Preconditioner = NearbyKernel | KernelFactor | KernelDiagonal
+Preconditioner = NearbyKernel | KernelDiagonal
 
 
 class Constraints(eqx.Module):
@@ -98,7 +69,6 @@ class Constraints(eqx.Module):
     metric: AbstractMetric
     jacobian: AbstractJacobian
     solve: Solve
-    near: Preconditioner | None = None  # what preconditioned `solve`, or a factor of this very kernel
 
     def solve_residual(self, r: Residuals, accuracy: float = LOOSE) -> Vector:
         """S Jᵀ (J S Jᵀ)⁻¹ r, the Gauss–Newton step."""
@@ -121,17 +91,27 @@ class Constraints(eqx.Module):
         return move - self.solve_residual(self.jacobian(move))
 
 
-def factorized(
-    jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None
-) -> tuple[Solve, KernelFactor]:
-    """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by a Cholesky factor; shift=None for a ridge at rounding level."""
-    factor = KernelFactor(jacobian.gram(metric), scale, shift)
-    return lambda r, accuracy: factor.solve(r), factor
+def factorized(jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None) -> Solve:
+    """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by a Cholesky factor in float64; shift=None for a ridge at rounding level."""
+    kernel = jacobian.gram(metric)
+    rounding = max(rank_tolerance(jnp.float64), 10 * float(jnp.finfo(kernel.dtype).eps))  # also of a float32 kernel
+
+    @in_double
+    def cholesky(kernel: Array, scale: Array, *shift: Array) -> Array:
+        added = shift[0] if shift else rounding * jnp.trace(kernel)
+        return jnp.linalg.cholesky(scale * kernel + added * jnp.eye(kernel.shape[0]))
+
+    factor = cholesky(kernel, scale, *([] if shift is None else [shift]))
+
+    def solve(r: Residuals, accuracy: float) -> Residuals:
+        return in_double(lambda L, b: jax.scipy.linalg.cho_solve((L, True), b))(factor, r).astype(r.dtype)
+
+    return solve
 
 
 def iterated(
     jacobian: AbstractJacobian, metric: AbstractMetric, near: Preconditioner, scale: Any = 1.0, shift: Any = None
-) -> tuple[Solve, Preconditioner]:
+) -> Solve:
     """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by conjugate gradients, preconditioned by the kernel `near`.
 
     shift=None for a ridge at rounding level, except by a diagonal. With shift=0 directions in which a `NearbyKernel`
@@ -148,11 +128,9 @@ def iterated(
             accuracy,
             max_steps=10 + r.shape[0] // 8,  # m products cost about four kernels
         )
-        return jax.lax.cond(
-            converged, lambda: found, lambda: factorized(jacobian, metric, scale, shift)[0](r, accuracy)
-        )
+        return jax.lax.cond(converged, lambda: found, lambda: factorized(jacobian, metric, scale, shift)(r, accuracy))
 
-    return solve, near
+    return solve
 
 
 def ridge(near: Preconditioner, dtype: Any) -> Any:

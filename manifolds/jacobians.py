@@ -6,7 +6,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .blocks import map_in_blocks
@@ -90,14 +89,6 @@ class JacobianProducts(AbstractJacobian):
             rows = map_in_blocks(self.rows, self.data, self.block)
             return StoredJacobian(rows.reshape(-1, self.x.shape[0])).gram(metric)
         return self._gram_by_products(metric)
-
-    def rough_gram(self, metric: AbstractMetric) -> Float[Array, "m m"]:
-        """K in single precision, in half the time: to precondition."""
-        if not self.stored:
-            return self._gram_by_products(metric).astype(jnp.float32)
-        half = map_in_blocks(lambda datum: metric.sqrt(self.rows(datum).T).T.astype(jnp.float32), self.data, self.block)
-        half = half.reshape(-1, self.x.shape[0])
-        return half @ half.T
 
     def _gram_by_products(self, metric: AbstractMetric) -> Float[Array, "m m"]:
         def columns(datum: PyTree) -> Float[Array, "k m"]:

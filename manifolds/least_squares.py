@@ -15,7 +15,6 @@ from .constraints import (
     TIGHT,
     Constraints,
     KernelDiagonal,
-    KernelFactor,
     NearbyKernel,
     Preconditioner,
     Solve,
@@ -218,7 +217,7 @@ class LeastSquaresLoss(AbstractLoss):
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None, near: Preconditioner | None = None
     ) -> Constraints:
         jacobian = self.jacobian(x)
-        return Constraints(metric, jacobian, *self._solver(jacobian, metric, near))
+        return Constraints(metric, jacobian, self._solver(jacobian, metric, near))
 
     def newton_step(self, x: Vector, normal: AbstractNormalSpace | Constraints) -> Vector:
         assert isinstance(normal, KernelNormalSpace | Constraints)
@@ -230,8 +229,8 @@ class LeastSquaresLoss(AbstractLoss):
         if rank is not None or near is None:
             return super().newton(x, metric, rank)
         jacobian = self.jacobian(x)
-        solve, _ = self._solver(jacobian, metric, near, 1.0, 0.0)
-        move = Constraints(metric, jacobian, solve).solve_residual(self.residuals(x), TIGHT)
+        exact = self._solver(jacobian, metric, near, 1.0, 0.0)
+        move = Constraints(metric, jacobian, exact).solve_residual(self.residuals(x), TIGHT)
         smallest = jnp.min(jnp.where(near.values > 0, near.values, jnp.inf))
         return NewtonStep(move, smallest, jnp.max(near.values))
 
@@ -248,21 +247,16 @@ class LeastSquaresLoss(AbstractLoss):
     ) -> Callable[[Vector], Vector]:
         # Woodbury: (I + h S JᵀJ)⁻¹ = I − h S Jᵀ (I + h J S Jᵀ)⁻¹ J.
         jacobian = self.curvature_jacobian(x)
-        solve, _ = self._solver(jacobian, metric, near, h, 1.0)
+        solve = self._solver(jacobian, metric, near, h, 1.0)
         return lambda w: w - h * metric(jacobian.transposed(solve(jacobian(w), TIGHT)))
 
     def _solver(
         self, jacobian: AbstractJacobian, metric: AbstractMetric, near: Preconditioner | None, *terms: Any
-    ) -> tuple[Solve, Preconditioner]:
+    ) -> Solve:
         """(scale·J S Jᵀ + shift·I)⁻¹ for the `terms` scale and shift: by a factor, or by iterations."""
-        if isinstance(jacobian, StoredJacobian):
+        if near is None:
             return factorized(jacobian, metric, *terms)
-        assert isinstance(jacobian, JacobianProducts)
-        if near is not None:
-            return iterated(jacobian, metric, near, *terms)
-        rough = KernelFactor(jacobian.rough_gram(metric), *terms)
-        factor: Any = jax.lax.cond(rough.regular, lambda: rough, lambda: KernelFactor(jacobian.gram(metric), *terms))
-        return iterated(jacobian, metric, factor, *terms)
+        return iterated(jacobian, metric, near, *terms)
 
     # derivatives of the Hessian --------------------------------------------------------------------------------------
 

@@ -125,8 +125,8 @@ class AbstractLoss(eqx.Module):
     def constraints(
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None, near: Preconditioner | None = None
     ) -> Any:
-        """The normal space at x for steps along Γ only: its `project_gradient` and `multipliers`, what `newton_step`
-        asks of it, and in `near` what preconditions solves at points and in metrics near these."""
+        """The normal space at x for steps along Γ only: its `project_gradient` and `multipliers`, and what
+        `newton_step` asks of it; `near` may precondition its solves."""
         return self.normal_space(x, metric, rank)
 
     @abc.abstractmethod

@@ -37,11 +37,6 @@ class AbstractNormalSpace(eqx.Module):
         """Q c = Σ_i c_i q_i over the true q_i."""
 
     @property
-    def near(self) -> None:
-        """What preconditions solves nearby, as `Constraints` have it: nothing, as eigenpairs need no iterations."""
-        return None
-
-    @property
     def inverse_values(self) -> Float[Array, " m"]:
         """1/λ_i, zero where masked: the eigenvalues of (H')⁺."""
         return jnp.where(self.mask, 1 / jnp.where(self.mask, self.values, 1), 0)
