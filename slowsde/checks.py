@@ -1,6 +1,6 @@
 """Everything that is checked before a long computation starts. Each error names the argument, the value, the remedy."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -54,37 +54,42 @@ def check_state(sde: SlowSDE, x: Vector, v: PyTree, name: str = "v0") -> None:
             sde.metric(v)  # raises where S(v) is not positive and finite
 
 
-def check_on_manifold(sde: SlowSDE, x: Vector, v: PyTree) -> None:
-    """ValueError unless x is on Γ to the square root of rounding: Newton's step back to Γ is negligible."""
-    check_state(sde, x, v, "v")
-    if is_traced(sde, x, v):
-        return
-    rounding = float(jnp.finfo(x.dtype).eps ** 0.5)
-    size, step, slope, flat = (float(found) for found in _off_manifold(sde, x, v))
-    if not step < rounding * size:
-        raise ValueError(
-            f"params is not on the manifold of minimizers: Newton's step towards it has length {step:.3g}, more than "
-            f"{rounding * size:.2g}. Move it there first with manifolds.limit_map(loss, params, metric)."
-        )
-    if not slope <= rounding * flat:
-        raise ValueError(
-            f"params is not on the manifold of minimizers: the loss has a slope there ({slope:.3g}). Move it "
-            "there first with manifolds.limit_map(loss, params, metric)."
-        )
+class OffManifold(NamedTuple):
+    """How far a point is from Γ."""
+
+    size: Float[Array, ""]  # 1 + |x|
+    step: Float[Array, ""]  # the length of Newton's step
+    slope: Float[Array, ""]  # |S^½∇L|
+    flat: Float[Array, ""]  # what this is to be compared with
 
 
-@eqx.filter_jit
-def _off_manifold(sde: SlowSDE, x: Vector, v: PyTree) -> tuple[Array, Array, Array, Array]:
-    """1 + |x|, the length of Newton's step, |S^½∇L|, and what this is to be compared with."""
-    metric, normal = sde.metric(v), sde.frame(x, v)
+def off_manifold(sde: SlowSDE, x: Vector, normal: Any) -> OffManifold:
+    """See `OffManifold`; `normal` is the `SlowSDE.frame` at x."""
+    metric = normal.metric
     # Short steps to r = 0 leave no slope; of eigenpairs the null space may have one.
     largest = normal.largest if isinstance(normal, AbstractNormalSpace) else jnp.inf
-    return (
+    return OffManifold(
         1 + jnp.linalg.norm(x),
         jnp.linalg.norm(sde.loss.newton_step(x, normal)),
         jnp.linalg.norm(metric.sqrt(sde.loss.gradient(x))),
         largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x))),
     )
+
+
+def check_on_manifold(found: OffManifold) -> None:
+    """ValueError unless params is on Γ to the square root of rounding: Newton's step back to Γ is negligible."""
+    rounding = float(jnp.finfo(found.size.dtype).eps ** 0.5)
+    if not found.step < rounding * found.size:
+        raise ValueError(
+            f"params is not on the manifold of minimizers: Newton's step towards it has length {float(found.step):.3g},"
+            f" more than {float(rounding * found.size):.2g}. Move it there first with "
+            "manifolds.limit_map(loss, params, metric)."
+        )
+    if not found.slope <= rounding * found.flat:
+        raise ValueError(
+            f"params is not on the manifold of minimizers: the loss has a slope there ({float(found.slope):.3g}). Move "
+            "it there first with manifolds.limit_map(loss, params, metric)."
+        )
 
 
 def check_noise_on_manifold(sde: SlowSDE, x: Vector, curvature: Any) -> None:

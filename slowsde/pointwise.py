@@ -3,16 +3,18 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from manifolds.precision import in_working_precision
+from manifolds.precision import in_working_precision, is_traced
 
-from .checks import check_on_manifold, on_flat_coordinates
+from .checks import OffManifold, check_on_manifold, check_state, off_manifold, on_flat_coordinates
 from .optimizers import AGM
 from .problems import AbstractProblem
 from .route import Route
-from .slow_sde import SlowSDE
+from .slow_sde import SlowSDE, equilibrium
 
 Vector = Float[Array, " p"]
 
@@ -62,18 +64,27 @@ def coefficients(
         >>> jax.tree.map(jnp.shape, c.drift)
     """
     sde, x = on_flat_coordinates(problem, optimizer, params, route)
-    v = sde.equilibrium(x) if v is None else v
-    check_on_manifold(sde, x, v)
+    v = equilibrium(sde, x) if v is None else v
+    check_state(sde, x, v, "v")
     if t is None and optimizer.schedule is not None:
         raise ValueError("t=None, but the optimizer has a schedule: pass the slow time t at which to evaluate it.")
-    return _coefficients(sde, x, v, jnp.asarray(jnp.inf if t is None else t, x.dtype))
+    found, off = _coefficients(sde, x, v, jnp.asarray(jnp.inf if t is None else t, x.dtype))
+    if not is_traced(found):
+        check_on_manifold(off)
+    if sde.diffuses:
+        return found
+    shape = jax.eval_shape(sde.factor, x).shape
+    zeros = jnp.zeros(shape, x.dtype) if is_traced(found) else np.broadcast_to(np.zeros((), x.dtype), shape)
+    return eqx.tree_at(lambda c: c.diffusion, found, zeros, is_leaf=lambda leaf: leaf is None)
 
 
 @eqx.filter_jit
-def _coefficients(sde: SlowSDE, x: Vector, v: PyTree, t: Array) -> Coefficients:
+def _coefficients(sde: SlowSDE, x: Vector, v: PyTree, t: Array) -> tuple[Coefficients, OffManifold]:
+    """The coefficients, without a diffusion where it vanishes: (p, r) zeros need not be made; and where x is."""
     normal = sde.frame(x, v)
-    return Coefficients(
+    found: Any = Coefficients(
         drift=sde.chart.unravel_arrays(sde.drift(x, normal, t)),
-        diffusion=sde.diffusion(x, normal, t),
+        diffusion=sde.diffusion(x, normal, t) if sde.diffuses else None,  # pyright: ignore[reportArgumentType]
         v_drift=sde.v_drift(x, v, t),
     )
+    return found, off_manifold(sde, x, normal)
