@@ -26,6 +26,7 @@ from .constraints import (
 )
 from .coordinates import Coordinates, ravel
 from .jacobians import AbstractJacobian, JacobianProducts, StoredJacobian
+from .lanczos import largest_eigenvalue
 from .losses import CHUNK, AbstractLoss, NewtonStep, Vector
 from .metrics import AbstractMetric
 from .normal_space import AbstractNormalSpace, KernelNormalSpace
@@ -212,6 +213,15 @@ class LeastSquaresLoss(AbstractLoss):
 
     def normal_space(self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None) -> KernelNormalSpace:
         return KernelNormalSpace(self.jacobian(x), metric, rank)
+
+    def largest_eigenvalue(self, x: Vector, metric: AbstractMetric) -> Float[Array, ""]:
+        if self.stored:
+            return super().largest_eigenvalue(x, metric)
+        product = kernel_product(self.jacobian(x), metric, 1.0, 0.0)
+        return largest_eigenvalue(product, jr.normal(jr.key(0), (self.targets.size,), x.dtype))
+
+    def trace(self, x: Vector, metric: AbstractMetric) -> Float[Array, ""]:
+        return jnp.sum(self.row_norms(x, metric))
 
     def constraints(
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None, near: Preconditioner | None = None

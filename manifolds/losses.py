@@ -64,6 +64,15 @@ class AbstractLoss(eqx.Module):
     ) -> AbstractNormalSpace:
         """Eigenpairs of H' = S^½ ∇²L(x) S^½ on its range (Gauss–Newton where that is exact on Γ)."""
 
+    def largest_eigenvalue(self, x: Vector, metric: AbstractMetric) -> Float[Array, ""]:
+        """λ_max(H')."""
+        return self.normal_space(x, metric).largest
+
+    def trace(self, x: Vector, metric: AbstractMetric) -> Float[Array, ""]:
+        """tr H' = ⟨H, S⟩ at a point of Γ."""
+        normal = self.normal_space(x, metric)
+        return jnp.sum(normal.values * normal.mask)
+
     @abc.abstractmethod
     def newton_step(self, x: Vector, normal: AbstractNormalSpace) -> Vector:
         """S^½ (H')⁺ S^½ ∇L(x), or S Jᵀ (J S Jᵀ)⁺ r(x): subtract it to return to Γ along S·(normal space)."""

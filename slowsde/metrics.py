@@ -164,18 +164,16 @@ trace_hessian = Metric("trace_hessian", lambda sde, x, v: jnp.sum(sde.loss.hessi
 """tr H: what SGD minimizes under label noise."""
 trace_sqrt_diag_hessian = Metric("trace_sqrt_diag_hessian", lambda sde, x, v: jnp.sum(jnp.sqrt(_diagonal(sde, x))))
 """tr Diag(H)^½: what Adam minimizes under label noise."""
-adaptive_sharpness = Metric(
-    "adaptive_sharpness", lambda sde, x, v: jnp.sum(sde.normal_space(x, v).values * sde.normal_space(x, v).mask)
-)
+adaptive_sharpness = Metric("adaptive_sharpness", lambda sde, x, v: sde.loss.trace(x, sde.metric(v)))
 """tr(S(v) H) = tr H', the sharpness in the optimizer's own metric."""
 r_med = Metric("r_med", _r_med)
 """max_i |H_ii| / median_i |H_ii| (Jiang, Malik and Li)."""
 
-largest_eigenvalue = Metric(
-    "largest_eigenvalue", lambda sde, x, v: sde.loss.normal_space(x, mf.Identity(), sde.rank).largest
-)
+largest_eigenvalue = Metric("largest_eigenvalue", lambda sde, x, v: sde.loss.largest_eigenvalue(x, mf.Identity()))
 """λ_max(H)."""
-adaptive_largest_eigenvalue = Metric("adaptive_largest_eigenvalue", lambda sde, x, v: sde.normal_space(x, v).largest)
+adaptive_largest_eigenvalue = Metric(
+    "adaptive_largest_eigenvalue", lambda sde, x, v: sde.loss.largest_eigenvalue(x, sde.metric(v))
+)
 """λ_max(H') = λ_max(S^½ H S^½): η times it bounds the step at which an adaptive method is stable."""
 
 NAMED = {

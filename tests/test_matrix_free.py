@@ -12,6 +12,7 @@ import slowsde as ss
 from manifolds.constraints import KernelDiagonal, NearbyKernel, conjugate_gradients, factorized, iterated
 from manifolds.coordinates import Coordinates, ravel
 from manifolds.jacobians import JacobianProducts
+from manifolds.lanczos import largest_eigenvalue, tridiagonal
 from manifolds.precision import cast
 from slowsde.slow_sde import slow_sde
 
@@ -213,6 +214,43 @@ def test_a_kernel_is_kept_while_it_preconditions_well() -> None:
         replaced = loss.renewed(near, x, other)
         np.testing.assert_allclose(replaced.values, loss.nearby(x, other).values, rtol=1e-9)
         assert loss.renewed(None, x, metric) is None
+
+
+@pytest.mark.parametrize(
+    "values", [np.linspace(1, 2, 60), np.geomspace(1e-6, 1, 200), np.array([0.0, 0.0, 0.0, 7.0]), np.eye(1)[0]], ids=len
+)
+def test_lanczos_finds_the_largest_eigenvalue(values: np.ndarray) -> None:
+    """Close neighbours, many decades, a null space, one number; and a vector on which nothing acts is no success."""
+    with jax.enable_x64(True):
+        matrix, start = spectrum_problem(values)
+        found = largest_eigenvalue(lambda u: matrix @ u, jnp.asarray(start))
+        np.testing.assert_allclose(found, values.max(), rtol=1e-12)
+        assert np.isnan(largest_eigenvalue(lambda u: jnp.nan * u, jnp.asarray(start)))
+
+
+def test_lanczos_gives_the_projection_on_a_krylov_space() -> None:
+    with jax.enable_x64(True):
+        matrix, start = spectrum_problem(np.geomspace(1e-3, 1, 30))
+        basis, diagonal, beside = tridiagonal(lambda u: matrix @ u, jnp.asarray(start), 8)
+        np.testing.assert_allclose(basis @ basis.T, np.eye(8), atol=1e-13)
+        expected = np.diag(diagonal) + np.diag(beside[:-1], 1) + np.diag(beside[:-1], -1)
+        np.testing.assert_allclose(basis @ matrix @ basis.T, expected, atol=1e-13)
+        residual = matrix @ basis[-1] - basis.T @ (basis @ matrix @ basis[-1])
+        np.testing.assert_allclose(np.linalg.norm(residual), beside[-1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("case", ["two", "classes"])
+def test_traces_and_largest_eigenvalues_need_no_eigenpairs(case: str) -> None:
+    """Each metric of the spectrum on the matrix-free route against the eigenpairs of the kernel."""
+    names = ("adaptive_sharpness", "largest_eigenvalue", "adaptive_largest_eigenvalue")
+    runs = [
+        ss.simulate(problem(case), ss.adam(5.0, eps=1e-3), START, 0.01, save_at=2, metrics=names, route=route)
+        for route in ("kernel", "matrix_free")
+    ]
+    for name in names:
+        np.testing.assert_allclose(runs[1].metrics[name], runs[0].metrics[name], rtol=1e-6)
+    adaptive = runs[0].metrics["adaptive_largest_eigenvalue"]
+    np.testing.assert_allclose(adaptive, runs[0].stats["largest_eigenvalue"], rtol=1e-9)
 
 
 def test_routes_are_chosen_by_size() -> None:
