@@ -97,11 +97,12 @@ def factorized(jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any = 
     rounding = max(rank_tolerance(jnp.float64), 10 * float(jnp.finfo(kernel.dtype).eps))  # also of a float32 kernel
 
     @in_double
-    def cholesky(kernel: Array, scale: Array, *shift: Array) -> Array:
-        added = shift[0] if shift else rounding * jnp.trace(kernel)
+    def cholesky(kernel: Array, scale: Array, shift: Array) -> Array:
+        added = shift * jnp.trace(kernel) if ridge_only else shift
         return jnp.linalg.cholesky(scale * kernel + added * jnp.eye(kernel.shape[0]))
 
-    factor = cholesky(kernel, scale, *([] if shift is None else [shift]))
+    ridge_only = shift is None
+    factor = cholesky(kernel, scale, rounding if ridge_only else shift)
 
     def solve(r: Residuals, accuracy: float) -> Residuals:
         return in_double(lambda L, b: jax.scipy.linalg.cho_solve((L, True), b))(factor, r).astype(r.dtype)

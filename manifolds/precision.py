@@ -77,14 +77,32 @@ def working_precision(dtype: Any) -> Iterator[np.dtype]:
 def in_double(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of arrays computed in float64, for small Gram matrices: their condition is the square of that of the
     rows. Results are float64 whatever JAX's flag says, so that what uses them computes in double too, or casts down.
+
+    JAX transforms what was traced with its flag on as if it were off: float64 constants turn into float32 ones under
+    `vmap`. Where the flag is off outside, `vmap` is therefore applied inside.
     """
 
-    @functools.wraps(function)
+    def doubled(*arrays: Any) -> Any:
+        return function(*(jnp.asarray(array, jnp.float64) for array in arrays))
+
+    @jax.custom_batching.custom_vmap
     def wrapped(*arrays: Any) -> Any:
         with jax.enable_x64(True):
-            return function(*(jnp.asarray(array, jnp.float64) for array in arrays))
+            return doubled(*arrays)
 
-    return wrapped
+    @wrapped.def_vmap
+    def batched(size: int, mapped: Any, *arrays: Any) -> Any:  # pyright: ignore[reportUnusedFunction]
+        with jax.enable_x64(True):
+            found = jax.vmap(doubled, [0 if along else None for along in mapped], axis_size=size)(*arrays)
+        return found, jax.tree.map(lambda _: True, found)
+
+    @functools.wraps(function)
+    def in_precision(*arrays: Any) -> Any:
+        if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+            return doubled(*arrays)
+        return wrapped(*(array if isinstance(array, jax.Array) else jnp.asarray(array) for array in arrays))
+
+    return in_precision
 
 
 def in_working_precision(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -280,3 +280,25 @@ def test_single_precision_keeps_six_digits_of_the_drift(route: str) -> None:
     error = distance(found[1].drift, found[0].drift)
     print("float32", route, error)
     assert 1e-9 < error < 2e-5
+
+
+@pytest.mark.filterwarnings("ignore:Computing in float32")
+def test_runs_in_single_precision_take_their_kernels_in_double() -> None:
+    """A slow flow on the matrix-free route, factorizations under vmap among it: four digits of all that it changes."""
+    runs = [
+        ss.simulate(
+            problem("two"),
+            ss.adam(5.0, eps=1e-3),
+            START,
+            0.5,
+            save_at=3,
+            rtol=1e-4,
+            metrics=("trace_hessian", "largest_eigenvalue"),
+            route="matrix_free",
+            dtype=dtype,
+        )
+        for dtype in ("float64", "float32")
+    ]
+    assert runs[1].params["w"].dtype == np.float32
+    assert distance(runs[1].params, runs[0].params) < 5e-4
+    assert distance(runs[1].metrics, runs[0].metrics) < 5e-5
