@@ -52,7 +52,8 @@ def main() -> None:
         for dtype in ("float64", "float32"):
             points[dtype] = ss.to_manifold(problem, off, dtype=dtype)
             here = points["float64"]
-            found[dtype] = ss.coefficients(problem, optimizer, here, dtype=dtype)
+            v = jax.tree.map(lambda leaf: 0.01 * (1 + leaf**2), here)
+            found[dtype] = ss.coefficients(problem, optimizer, here, v, dtype=dtype)
 
             def run(dtype: str = dtype, here: Any = here) -> ss.Trajectory:
                 return ss.simulate(problem, optimizer, here, t1, save_at=2, rtol=1e-4, dtype=dtype)  # noqa: B023
