@@ -32,7 +32,7 @@ from .metrics import AbstractMetric
 from .normal_space import AbstractNormalSpace, KernelNormalSpace
 
 CACHED = 2**16  # entries of Jacobians that a CPU's cache holds
-STALE = 16  # conjugate gradients from which on a new kernel costs less than the steps that it saves
+STALE = 16  # steps of conjugate gradients from which on a new kernel costs less than it saves
 MEMORY = 2**31  # bytes that Jacobians, or blocks of their rows, may take by default
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+import manifolds as mf
 from manifolds.constraints import LOOSE
 
 from .state import SlowState, State, finite_end, scaled_error
@@ -41,15 +42,15 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         return self.stages
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any) -> Any:
-        return self.slow.sde.nearby(y0[0], self.slow.sde.metric(self.slow.v(y0)), t0, (t1 - t0) / 2)
+        h = t1 - t0
+        return self.slow.sde.nearby(y0[0], self.middle_metric(y0, t0, h), t0, h / 2)
 
     def func(self, terms: Any, t0: Any, y0: State, args: Any) -> State:
         return terms.vf(t0, y0, args)
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: Any, made_jump: Any) -> Any:
         h = t1 - t0
-        metric = self.slow.sde.metric(self.slow.v(self.relaxed(y0, t0, h / 2)))
-        frame = self.slow.sde.implicit_frame(y0[0], metric, t0, h / 2, near=solver_state)
+        frame = self.slow.sde.implicit_frame(y0[0], self.middle_metric(y0, t0, h), t0, h / 2, near=solver_state)
 
         def refined(n: Array) -> State:
             return jax.lax.fori_loop(0, n, lambda k, state: self.euler(state, t0 + k * h / n, h / n, frame), y0)
@@ -70,6 +71,10 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         previous = from_logarithms(row[-2])
         error = scaled_error(self.slow, jax.tree.map(jnp.subtract, y1, previous), y0, y1, self.rtol, regular)
         return y1, error, {"y0": y0, "y1": y1}, frame[1], dfx.RESULTS.successful
+
+    def middle_metric(self, state: State, t: Array, h: Array) -> mf.AbstractMetric:
+        """S(v) in the middle of a step of length h."""
+        return self.slow.sde.metric(self.slow.v(self.relaxed(state, t, h / 2)))
 
     def relaxed(self, state: State, t: Array, h: Array) -> State:
         """The state with v at t + h if ζ stays."""
