@@ -20,8 +20,9 @@ _warned: set[str] = set()
 
 
 def is_traced(*trees: PyTree) -> bool:
-    """Whether any leaf is being traced by jit, vmap or grad: then values cannot be inspected."""
-    return any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(trees))
+    """Whether any leaf is being traced by jit, vmap or grad, or will be: within jit even what is computed from known
+    numbers is traced. Then values cannot be inspected."""
+    return isinstance(jnp.zeros(()), Tracer) or any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(trees))
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:
@@ -33,10 +34,14 @@ def cast(tree: PyTree, dtype: Any) -> PyTree:
     def one(leaf: Any) -> Any:
         if _is_spread(leaf):
             leaf = jnp.asarray(np.asarray(leaf))
-        is_array = eqx.is_array(leaf) or isinstance(leaf, (np.ndarray, np.generic))
+        is_array = eqx.is_array(leaf) or _is_numpy(leaf)
         return jnp.asarray(leaf, dtype) if is_array and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jtu.tree_map(one, tree)
+
+
+def _is_numpy(leaf: Any) -> bool:
+    return isinstance(leaf, (np.ndarray, np.generic))
 
 
 def _is_spread(leaf: Any) -> bool:
@@ -108,12 +113,14 @@ def in_double(function: Callable[..., Any]) -> Callable[..., Any]:
 def in_working_precision(function: Callable[..., Any]) -> Callable[..., Any]:
     """Run `function(..., dtype="float64")` in that precision, its floating inputs cast and its arrays back in NumPy.
 
-    While traced (inside the caller's jit or vmap) precision is the caller's, and the function runs as it stands.
+    While traced (inside the caller's jit or vmap) precision is the caller's, that of JAX's flag for NumPy arrays, and
+    the function runs as it stands.
     """
 
     @functools.wraps(function)
     def wrapped(*args: Any, dtype: Any = "float64", **kwargs: Any) -> Any:
         if is_traced(args, kwargs):
+            args, kwargs = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if _is_numpy(leaf) else leaf, (args, kwargs))
             return function(*args, **kwargs)
         with working_precision(dtype) as working_dtype:
             args, kwargs = cast((args, kwargs), working_dtype)

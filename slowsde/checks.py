@@ -149,7 +149,7 @@ def check_concrete(name: str, *trees: PyTree) -> None:
     """ValueError inside jit, vmap or grad: a run chooses its solver and its steps by the values it meets."""
     if is_traced(*trees):
         raise ValueError(
-            f"{name} was called inside jit, vmap or grad with traced arguments, where their values are not known. Call "
+            f"{name} was called inside jit, vmap or grad, where the values of its arguments are not known. Call "
             "it outside (it compiles itself); coefficients and manifolds.limit_map do work inside."
         )
 

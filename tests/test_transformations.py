@@ -59,6 +59,19 @@ def test_coefficients_under_vmap_equal_the_plain_calls(on_manifold):
     assert np.linalg.norm(ravel(plain[0].drift) - ravel(plain[1].drift)) > 1e-3
 
 
+def test_coefficients_of_a_known_point_follow_a_traced_state(on_manifold):
+    """Only v is an argument of the compiled function: within it what is known is traced as well."""
+    point = on_manifold[0]
+    v = jax.tree.map(lambda leaf: 0.1 + leaf**2, point)
+    plain = ss.coefficients(PROBLEM, OPTIMIZER, point, v)
+    for double, tolerance in ((True, 1e-11), (False, 1e-4)):
+        with jax.enable_x64(double):
+            jitted = jax.jit(lambda state: ss.coefficients(PROBLEM, OPTIMIZER, point, state))(v)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), jitted, plain)  # noqa: B023
+        with pytest.raises(ValueError, match="simulate"):
+            jax.jit(lambda _: run())(1.0)
+
+
 def test_coefficients_have_the_shapes_of_params_and_state(on_manifold):
     point = on_manifold[0]
     found = ss.coefficients(PROBLEM, OPTIMIZER, point)
