@@ -158,7 +158,7 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Trajectory:
     """Read a `Trajectory` written by `Trajectory.save`.
 
     Dicts, lists, tuples and None are restored as they were; for other containers (an Equinox module) pass the params
-    of the run as `like`, or get {path: leaf} dicts.
+    of the run as `like`, of which v is one too if it was in the run, or get {path: leaf} dicts.
 
     Example:
         >>> load(trajectory.save("run.npz")).metrics["loss"].shape
@@ -166,11 +166,13 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Trajectory:
     with np.load(path, allow_pickle=False) as file:
         header = json.loads(str(file["header"]))
         metrics = {name.removeprefix("metrics/"): file[name] for name in file.files if name.startswith("metrics/")}
-        trees = {}
+        trees, forms = {}, {}
         for group in ("params", "v"):
             leaves = [file[f"{group}/{i}"] for i in range(sum(name.startswith(group + "/") for name in file.files))]
             trees[group] = _rebuild(header["structure"][group], iter(leaves))
-            if group == "params" and like is not None:  # the leaves in the order of the file, which is that of `like`
+            forms[group] = header["structure"][group], [leaf.shape for leaf in leaves]
+            if like is not None and forms[group] == forms["params"]:  # second moments are often like params
+                # The leaves in the order of the file, which is that of `like`.
                 flat = [leaf.reshape((*leaf.shape[:2], -1)) for leaf in leaves]
                 trees[group] = Coordinates.of(like).unravel(np.concatenate(flat, axis=-1))
         return Trajectory(

@@ -1,5 +1,6 @@
 """What a run returns: shapes, files without pickles, xarray, and errors that carry it."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -126,6 +127,10 @@ def test_a_module_survives_a_file_with_like(module_run, tmp_path):
         np.testing.assert_array_equal(layer.weight, expected.weight)
         np.testing.assert_array_equal(layer.bias, expected.bias)
     assert found.v is None
+    # Adam's second moment is a module too; one value a block is not.
+    for v, kind in ((module_run.params, eqx.nn.MLP), (np.zeros((1, 3, 2)), np.ndarray)):
+        path = dataclasses.replace(module_run, v=v).save(tmp_path / "moments.npz")
+        assert isinstance(ss.load(path, like=MLP).v, kind)
 
 
 def test_a_module_without_like_comes_back_as_named_leaves(module_run, tmp_path):
