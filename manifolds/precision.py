@@ -20,9 +20,13 @@ _warned: set[str] = set()
 
 
 def is_traced(*trees: PyTree) -> bool:
-    """Whether any leaf is being traced by jit, vmap or grad, or will be: within jit even what is computed from known
-    numbers is traced. Then values cannot be inspected."""
-    return isinstance(jnp.zeros(()), Tracer) or any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(trees))
+    """Whether any leaf is being traced by jit, vmap or grad: then values cannot be inspected."""
+    return any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(trees))
+
+
+def within_jit() -> bool:
+    """Whether a function is being traced by jit, so that what is computed is not known even from known numbers."""
+    return isinstance(jnp.zeros(()), Tracer)
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:
@@ -34,14 +38,16 @@ def cast(tree: PyTree, dtype: Any) -> PyTree:
     def one(leaf: Any) -> Any:
         if _is_spread(leaf):
             leaf = jnp.asarray(np.asarray(leaf))
-        is_array = eqx.is_array(leaf) or _is_numpy(leaf)
+        is_array = eqx.is_array(leaf) or isinstance(leaf, (np.ndarray, np.generic))
         return jnp.asarray(leaf, dtype) if is_array and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jtu.tree_map(one, tree)
 
 
-def _is_numpy(leaf: Any) -> bool:
-    return isinstance(leaf, (np.ndarray, np.generic))
+def _staged(leaf: Any) -> Any:
+    """A known floating array as a traced one, within jit: what is computed from it will be."""
+    known = isinstance(leaf, (np.ndarray, jax.Array)) and not isinstance(leaf, Tracer)
+    return jnp.asarray(leaf) + 0 if known and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def _is_spread(leaf: Any) -> bool:
@@ -119,8 +125,9 @@ def in_working_precision(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, dtype: Any = "float64", **kwargs: Any) -> Any:
+        if within_jit():
+            args, kwargs = jtu.tree_map(_staged, (args, kwargs))
         if is_traced(args, kwargs):
-            args, kwargs = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if _is_numpy(leaf) else leaf, (args, kwargs))
             return function(*args, **kwargs)
         with working_precision(dtype) as working_dtype:
             args, kwargs = cast((args, kwargs), working_dtype)

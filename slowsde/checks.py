@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from manifolds.coordinates import Coordinates, ravel
 from manifolds.geometry import check_loss
 from manifolds.normal_space import AbstractNormalSpace
-from manifolds.precision import is_traced
+from manifolds.precision import is_traced, within_jit
 
 from .optimizers import AGM
 from .problems import AbstractProblem
@@ -147,7 +147,7 @@ def check_key(key: Any) -> PRNGKeyArray:
 
 def check_concrete(name: str, *trees: PyTree) -> None:
     """ValueError inside jit, vmap or grad: a run chooses its solver and its steps by the values it meets."""
-    if is_traced(*trees):
+    if is_traced(*trees) or within_jit():
         raise ValueError(
             f"{name} was called inside jit, vmap or grad, where the values of its arguments are not known. Call "
             "it outside (it compiles itself); coefficients and manifolds.limit_map do work inside."
