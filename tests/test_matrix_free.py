@@ -239,7 +239,7 @@ def test_lanczos_gives_the_projection_on_a_krylov_space() -> None:
         np.testing.assert_allclose(np.linalg.norm(residual), beside[-1], rtol=1e-9)
 
 
-@pytest.mark.parametrize("case", ["two", "classes"])
+@pytest.mark.parametrize("case", ["two", pytest.param("classes", marks=SLOW)])
 def test_traces_and_largest_eigenvalues_need_no_eigenpairs(case: str) -> None:
     """Each metric of the spectrum on the matrix-free route against the eigenpairs of the kernel."""
     names = ("adaptive_sharpness", "largest_eigenvalue", "adaptive_largest_eigenvalue")
