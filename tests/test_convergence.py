@@ -277,6 +277,7 @@ def test_a_flow_twice_as_fast_is_not_approached() -> None:
         assert mutant.order_interval[name][1] < 0.3
 
 
+@pytest.mark.slow
 def test_a_diffusing_study_counts_the_slow_ensemble_and_resolves_nothing_with_few_paths() -> None:
     """Brownian motion on the circle: a discrete run at these learning rates cannot be told from it with 32 paths."""
     problem = ss.Problem(lambda x: 0.25 * (x @ x - 1) ** 2, ss.GaussianNoise(1.0))

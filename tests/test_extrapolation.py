@@ -59,6 +59,7 @@ def valley_estimate(steps: int, paths: int = 4096) -> ss.WeakEstimate:
     )
 
 
+@pytest.mark.slow
 def test_the_extrapolated_estimate_meets_the_closed_form_where_the_plain_one_does_not() -> None:
     """Steps of T/4 and T/8, 4096 paths."""
     found = valley_estimate(4)

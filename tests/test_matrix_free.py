@@ -52,7 +52,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "kind", ["classes", "gaussian", *(pytest.param(k, marks=SLOW) for k in ("one", "two", "uneven"))]
+    "kind", ["gaussian", *(pytest.param(k, marks=SLOW) for k in ("classes", "one", "two", "uneven"))]
 )
 def test_the_three_routes_agree_at_a_point(kind: str) -> None:
     """Φ_S to 1e-6, drift, diffusion and dv to 1e-8, for noise normal to Γ and across it (the Lyapunov products)."""
@@ -239,18 +239,18 @@ def test_lanczos_gives_the_projection_on_a_krylov_space() -> None:
         np.testing.assert_allclose(np.linalg.norm(residual), beside[-1], rtol=1e-9)
 
 
-@pytest.mark.parametrize("case", ["two", pytest.param("classes", marks=SLOW)])
-def test_traces_and_largest_eigenvalues_need_no_eigenpairs(case: str) -> None:
-    """Each metric of the spectrum on the matrix-free route against the eigenpairs of the kernel."""
-    names = ("adaptive_sharpness", "largest_eigenvalue", "adaptive_largest_eigenvalue")
-    runs = [
-        ss.simulate(problem(case), ss.adam(5.0, eps=1e-3), START, 0.01, save_at=2, metrics=names, route=route)
-        for route in ("kernel", "matrix_free")
-    ]
-    for name in names:
-        np.testing.assert_allclose(runs[1].metrics[name], runs[0].metrics[name], rtol=1e-6)
-    adaptive = runs[0].metrics["adaptive_largest_eigenvalue"]
-    np.testing.assert_allclose(adaptive, runs[0].stats["largest_eigenvalue"], rtol=1e-9)
+@pytest.mark.parametrize("kind", ["two", "classes"])
+def test_traces_and_largest_eigenvalues_need_no_eigenpairs(kind: str) -> None:
+    """Off Γ too, in a metric, against the eigenpairs of the kernel."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(ravel(START))
+        metric = mf.Diagonal(jnp.asarray(np.random.default_rng(9).uniform(0.5, 5.0, SIZE)))
+        task = cast(problem(kind), jnp.float64)
+        kernel, products = (task.flat_loss(Coordinates.of(START), route) for route in ("kernel", "matrix_free"))
+        expected = kernel.normal_space(x, metric)
+        np.testing.assert_allclose(products.largest_eigenvalue(x, metric), expected.largest, rtol=1e-10)
+        np.testing.assert_allclose(products.trace(x, metric), jnp.sum(expected.values), rtol=1e-10)
+        np.testing.assert_allclose(kernel.largest_eigenvalue(x, metric), expected.largest, rtol=1e-10)
 
 
 def test_routes_are_chosen_by_size() -> None:
@@ -287,18 +287,9 @@ def test_runs_in_single_precision_take_their_kernels_in_double() -> None:
     """A slow flow on the matrix-free route, factorizations under vmap among it: four digits of all that it changes."""
     runs = [
         ss.simulate(
-            problem("two"),
-            ss.adam(5.0, eps=1e-3),
-            START,
-            0.5,
-            save_at=3,
-            rtol=1e-4,
-            metrics=("trace_hessian", "largest_eigenvalue"),
-            route="matrix_free",
-            dtype=dtype,
-        )
+            problem("one"), ss.sgd(), START, 0.2, save_at=2, rtol=1e-4, route="matrix_free", dtype=dtype
+        ).final_params
         for dtype in ("float64", "float32")
     ]
-    assert runs[1].params["w"].dtype == np.float32
-    assert distance(runs[1].params, runs[0].params) < 5e-4
-    assert distance(runs[1].metrics, runs[0].metrics) < 5e-5
+    assert runs[1]["w"].dtype == np.float32
+    assert distance(runs[1], runs[0]) < 5e-4

@@ -231,6 +231,7 @@ def test_optax_adam_approaches_the_slow_sde() -> None:
     assert abs(gaps[1][1]) < 0.05 * np.ptp(slow.metrics["trace_hessian"])
 
 
+@pytest.mark.slow
 def test_a_training_run_is_handed_over() -> None:
     """A float32 loop of optax.adam from off Γ stops early; the slow SDE goes on from its state as 256 runs of it do.
 

@@ -43,7 +43,14 @@ def run(
     )
 
 
-@pytest.mark.parametrize(("c", "t1"), [(10.0, 1.0), (1000.0, 1.0), (10.0, 100.0), (np.inf, 1.0)])
+@pytest.mark.parametrize(
+    ("c", "t1"),
+    [
+        (10.0, 1.0),
+        (np.inf, 1.0),
+        *(pytest.param(c, t1, marks=pytest.mark.slow) for c, t1 in ((1e3, 1.0), (10.0, 100.0))),
+    ],
+)
 def test_a_stiff_flow_reaches_the_sparse_solution_in_few_steps(start: Any, c: float, t1: float) -> None:
     """The minimizer of Σ|θ_i| on Γ is the truth here: Σ√|w_i| = 5. An explicit method needs 10⁵ steps and more."""
     found = run(start, c=c, t1=t1)

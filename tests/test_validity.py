@@ -72,6 +72,7 @@ def test_too_large_a_learning_rate_is_not_valid_and_sharpness_is_named(start: An
     assert "at lr=0.2: not valid, do not trust: sharpness" in compared.table()
 
 
+@pytest.mark.slow
 def test_the_first_bad_time_is_when_the_edge_comes_near(start: Any) -> None:
     """RMSProp from a large state v: S and with it H' grow as v is forgotten, and the runs leave the flow."""
     quiet, optimizer, lr = diagonal_network(ss.LabelNoise(0.1)), ss.rmsprop(c=1.0, eps=2e-2), 0.07
