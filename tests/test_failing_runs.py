@@ -48,6 +48,7 @@ def test_without_an_error_rows_are_right_until_the_failure_and_nan_after(closed)
     np.testing.assert_array_equal(closed.result, [ss.Result.RANK_LOST] * 2)
 
 
+@pytest.mark.slow
 def test_a_valley_that_narrows_without_closing_is_no_lost_rank():
     # L = ½(y² + 0.01)x²: the curvature falls by a factor of 100 and stays there.
     problem = ss.Problem(lambda x: 0.5 * (x[1] ** 2 + 0.01) * x[0] ** 2, noise=CLOSING.noise)

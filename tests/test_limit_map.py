@@ -52,6 +52,7 @@ def test_the_flow_in_a_metric_ends_where_its_invariant_says(start):
     np.testing.assert_allclose(found, exact_limit(start), rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_tighter_tolerance_gives_a_better_limit():
     start = np.array([0.9, 0.8])
     errors = [

@@ -299,6 +299,7 @@ def ellipse_runs(steps: list[int], paths: int) -> dict[str, tuple[np.ndarray, np
     return {name: (np.array(rows)[:, 0], np.array(rows)[:, 1]) for name, rows in found.items()}
 
 
+@pytest.mark.slow
 def test_simulate_has_the_weak_errors_of_its_step_on_the_ellipse() -> None:
     """Two routes to one number: the mean over sampled paths and the composed operator, whose order is known."""
     runs, exact = ellipse_runs([16], 20_000), quadrature_errors(np.array([16]))

@@ -113,6 +113,7 @@ def test_fluctuations_that_do_not_settle_are_named_relaxation() -> None:
     assert abs(ss.compare(slow, returned).gap["y"][0]) < 0.2 * np.ptp(slow.metrics["y"])
 
 
+@pytest.mark.slow
 def test_a_start_off_the_manifold_that_does_not_relax_is_named_relaxation() -> None:
     """λ_min = 0.01: after the whole run the iterates have not come down the weak direction, where simulate begins."""
     problem = ss.LeastSquares(
