@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import slowsde as ss
-from manifolds.coordinates import Coordinates, ravel
-from slowsde.slow_sde import equilibrium
+from manifolds.support.coordinates import Coordinates, ravel
+from slowsde.dynamics.slow_sde import equilibrium
 
 OPTIMIZERS = {
     "sgd": ss.sgd(),

@@ -40,11 +40,13 @@ from problems import (
 )
 
 import slowsde as ss
-from manifolds.coordinates import Coordinates
-from slowsde.convergence import OrderFit, fit_order
-from slowsde.slow_sde import slow_sde
-from slowsde.solvers import ManifoldEuler, SlowDiffusion, SlowFlow, StepBrownianPath, step_keys
-from slowsde.start import start_on_manifold
+from manifolds.support.coordinates import Coordinates
+from slowsde.dynamics.slow_sde import slow_sde
+from slowsde.dynamics.solvers.brownian import StepBrownianPath, step_keys
+from slowsde.dynamics.solvers.euler import ManifoldEuler
+from slowsde.dynamics.solvers.state import SlowDiffusion, SlowFlow
+from slowsde.dynamics.start import start_on_manifold
+from slowsde.studies.order_fit import OrderFit, fit_order
 
 mpl.use("agg")
 import matplotlib.pyplot as plt

@@ -28,13 +28,13 @@ from jax.flatten_util import ravel_pytree
 from problems import EPS, VALLEY_START, VALLEY_V0, C, network, valley
 
 import slowsde as ss
-from manifolds.coordinates import Coordinates, ravel
-from manifolds.precision import working_precision
-from slowsde.progress import meter
-from slowsde.slow_sde import slow_sde
-from slowsde.solve import solve_sde, step_grid
-from slowsde.solvers import step_keys
-from slowsde.start import start_on_manifold
+from manifolds.support.coordinates import Coordinates, ravel
+from manifolds.support.precision import working_precision
+from slowsde.dynamics.diffusion import solve_sde, step_grid
+from slowsde.dynamics.slow_sde import slow_sde
+from slowsde.dynamics.solvers.brownian import step_keys
+from slowsde.dynamics.start import start_on_manifold
+from slowsde.support.progress import meter
 
 KEY, T = jr.key(0), 0.1
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]

@@ -30,9 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import slowsde as ss
-from manifolds.precision import cast, working_precision
-from slowsde.checks import on_flat_coordinates
-from slowsde.slow_sde import equilibrium
+from manifolds.support.precision import cast, working_precision
+from slowsde.dynamics.checks import on_flat_coordinates
+from slowsde.dynamics.slow_sde import equilibrium
 
 LR, STD, C, EPS, NONZERO = 1e-3, 0.0707, 10.0, 1e-6, 50
 OPTIMIZER = ss.adam(C, eps=EPS)

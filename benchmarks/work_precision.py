@@ -27,8 +27,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from problems import mlp, sparse_network
 
 import slowsde as ss
-from slowsde import solve
-from slowsde.solvers import ExtrapolatedImplicit
+from slowsde.dynamics import flow
+from slowsde.dynamics.solvers.implicit import ExtrapolatedImplicit
 
 METRIC, MAX_STEPS = "trace_sqrt_diag_hessian", 1500
 TOLERANCES = [1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8]
@@ -78,7 +78,7 @@ class Case:
 def with_solvers(explicit: Any, stages: int) -> None:
     """Let `simulate` use this Runge–Kutta pair for "tsit5", and so many stages for "implicit"."""
     dfx.Tsit5 = explicit
-    solve.ExtrapolatedImplicit = partial(ExtrapolatedImplicit, stages=stages)  # pyright: ignore
+    flow.ExtrapolatedImplicit = partial(ExtrapolatedImplicit, stages=stages)  # pyright: ignore
 
 
 def measure(

@@ -13,12 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from . import second_order
-from .coordinates import Coordinates, ravel
-from .flow_limit import LimitPoint, ManifoldError, as_rank, check_limit, compiled_limit_point
-from .losses import AbstractLoss, ScalarLoss
-from .metrics import AbstractMetric, as_metric
-from .precision import in_working_precision, is_traced
-from .return_map import Returned, gauss_newton_return, rank_on_manifold
+from .losses.abstract import AbstractLoss
+from .losses.scalar import ScalarLoss
+from .maps.limit_map import LimitPoint, ManifoldError, as_rank, check_limit, compiled_limit_point
+from .maps.return_map import Returned, gauss_newton_return, rank_on_manifold
+from .metrics.abstract import AbstractMetric
+from .metrics.conversion import as_metric
+from .support.coordinates import Coordinates, ravel
+from .support.precision import in_working_precision, is_traced
 
 Loss = AbstractLoss | Callable[[PyTree], Any]
 

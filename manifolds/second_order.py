@@ -10,9 +10,9 @@ lies along S·(normal space) and keeps a diffusion on Γ. (Li, Wen and Lyu 2025;
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .losses import AbstractLoss
-from .metrics import AbstractMetric
-from .normal_space import AbstractNormalSpace
+from .losses.abstract import AbstractLoss
+from .metrics.abstract import AbstractMetric
+from .normal.normal_space import AbstractNormalSpace
 
 Vector = Float[Array, " p"]
 Factor = Float[Array, "p r"]

@@ -1,26 +1,91 @@
 """Which minimizer does my optimizer pick, and why: the slow SDE of adaptive gradient methods near a manifold."""
 
 from . import metrics, plot
-from .backward_error import adam_eps_inside, backward_error
-from .blockwise import adalayer, adam_mini
-from .clocks import ode_time, on_ode_clock, on_slow_clock, slow_time, steps_in
-from .comparison import Comparison, compare
-from .conventional_sde import conventional_sde
-from .convergence import ConvergenceStudy, convergence_study
-from .discrete import run_discrete
-from .extrapolation import WeakEstimate, weak_estimate
-from .from_optax import from_optax_state
-from .grouped import grouped
-from .integrate import simulate
-from .noise import GaussianNoise, LabelNoise, MinibatchNoise, SampledNoise
-from .optimizers import AGM, adam, adame, rmsprop, sgd, slow_rate
-from .pointwise import Coefficients, coefficients
-from .problems import Classification, EmpiricalRisk, LeastSquares, Problem, from_sympy
-from .resume import resume
-from .route import Route
-from .shampoo import shampoo
-from .slow_sde import SlowSDE
-from .start import to_manifold
-from .stationary import StationaryPoint, stationary_point
-from .trajectory import Result, RunError, Trajectory, load
-from .trust import Validity, validity
+from .dynamics.coefficients import Coefficients, coefficients
+from .dynamics.result import Result
+from .dynamics.slow_sde import SlowSDE
+from .dynamics.start import to_manifold
+from .optimizers.adam import adam, adam_eps_inside, adame, rmsprop
+from .optimizers.agm import AGM, slow_rate
+from .optimizers.blockwise import adalayer, adam_mini
+from .optimizers.grouped import grouped
+from .optimizers.optax_state import from_optax_state
+from .optimizers.sgd import sgd
+from .optimizers.shampoo import shampoo
+from .problems.any_loss import Problem, from_sympy
+from .problems.classification import Classification
+from .problems.empirical_risk import EmpiricalRisk
+from .problems.gaussian_noise import GaussianNoise
+from .problems.label_noise import LabelNoise
+from .problems.least_squares import LeastSquares
+from .problems.minibatch_noise import MinibatchNoise
+from .problems.route import Route
+from .problems.sampled_noise import SampledNoise
+from .runs.backward_error import backward_error
+from .runs.change_of_clock import on_ode_clock, on_slow_clock
+from .runs.conventional_sde import conventional_sde
+from .runs.discrete import run_discrete
+from .runs.resume import resume
+from .runs.simulate import simulate
+from .runs.stationary import StationaryPoint, stationary_point
+from .runs.trajectory import RunError, Trajectory, load
+from .studies.comparison import Comparison, compare
+from .studies.convergence import ConvergenceStudy, convergence_study
+from .studies.extrapolation import WeakEstimate, weak_estimate
+from .studies.validity import Validity, validity
+from .support.clocks import ode_time, slow_time, steps_in
+
+__all__ = [
+    "AGM",
+    "Classification",
+    "Coefficients",
+    "Comparison",
+    "ConvergenceStudy",
+    "EmpiricalRisk",
+    "GaussianNoise",
+    "LabelNoise",
+    "LeastSquares",
+    "MinibatchNoise",
+    "Problem",
+    "Result",
+    "Route",
+    "RunError",
+    "SampledNoise",
+    "SlowSDE",
+    "StationaryPoint",
+    "Trajectory",
+    "Validity",
+    "WeakEstimate",
+    "adalayer",
+    "adam",
+    "adam_eps_inside",
+    "adam_mini",
+    "adame",
+    "backward_error",
+    "coefficients",
+    "compare",
+    "conventional_sde",
+    "convergence_study",
+    "from_optax_state",
+    "from_sympy",
+    "grouped",
+    "load",
+    "metrics",
+    "ode_time",
+    "on_ode_clock",
+    "on_slow_clock",
+    "plot",
+    "resume",
+    "rmsprop",
+    "run_discrete",
+    "sgd",
+    "shampoo",
+    "simulate",
+    "slow_rate",
+    "slow_time",
+    "stationary_point",
+    "steps_in",
+    "to_manifold",
+    "validity",
+    "weak_estimate",
+]

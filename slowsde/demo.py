@@ -12,8 +12,8 @@ from jaxtyping import PyTree
 
 import slowsde as ss
 
-from .comparison import Comparison
 from .plot import LABELS, plot_comparison
+from .studies.comparison import Comparison
 
 
 def sparse_regression(paths: int = 16) -> dict[str, Comparison]:

@@ -17,8 +17,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import slowsde as ss
-from manifolds.precision import working_precision
-from slowsde import discrete, ensemble
+from manifolds.support.precision import working_precision
+from slowsde.dynamics import ensemble
+from slowsde.runs import discrete
 
 PATHS, FEW = 200, 37  # four blocks of 64, the last filled up; less than one block
 VALLEY = ss.Problem(lambda x: 0.5 * jnp.exp(0.5 * x[1] ** 2) * x[0] ** 2, ss.GaussianNoise(np.diag([0.8, 0.5])))

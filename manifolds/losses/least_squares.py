@@ -1,0 +1,322 @@
+"""Least-squares losses, by the Jacobian of their residuals and the kernel J S Jᵀ: nothing p×p."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ..metrics.abstract import AbstractMetric
+from ..normal.constraints import (
+    LOOSE,
+    TIGHT,
+    Constraints,
+    KernelDiagonal,
+    NearbyKernel,
+    Preconditioner,
+    Solve,
+    conjugate_gradients,
+    factorized,
+    iterated,
+    kernel_product,
+    ridge,
+)
+from ..normal.jacobians import AbstractJacobian, JacobianProducts, StoredJacobian
+from ..normal.lanczos import largest_eigenvalue
+from ..normal.normal_space import AbstractNormalSpace, KernelNormalSpace
+from ..support.blocks import map_in_blocks, sum_in_blocks
+from ..support.coordinates import Coordinates, ravel
+from .abstract import CHUNK, AbstractLoss, NewtonStep, Vector
+
+CACHED = 2**16  # entries of Jacobians that a CPU's cache holds
+STALE = 16  # steps of conjugate gradients from which on a new kernel costs less than it saves
+MEMORY = 2**31  # bytes that Jacobians, or blocks of their rows, may take by default
+
+
+class LeastSquaresLoss(AbstractLoss):
+    """L(x) = 1/(2n) Σ_i |f(x, input_i) − y_i|², minimized where every residual vanishes, by per-sample Jacobians.
+
+    `predict(params, input) -> scalar or array (k outputs)`; `inputs` is a pytree and `targets` an array, both with
+    leading axis n. On Γ (r = 0) H = JᵀJ/n, and K = J S Jᵀ/n carries the spectrum of H'. Residuals and Jacobians below
+    are divided by √n, so that L = ½|r|² and K = J S Jᵀ, with m = nk rows.
+
+    The kernel route (`stored`) keeps J and factorizes K wherever it is asked; the matrix-free route applies J, of which
+    it holds the rows of a few samples at a time (`block`, or as many as `memory` bytes allow), and solves with K by
+    conjugate gradients. J is formed there only for its Gram matrix, and only if it fits the memory four times.
+
+    Example:
+        >>> loss = LeastSquaresLoss(lambda w, z: z @ w, inputs=jnp.ones((3, 5)), targets=jnp.ones(3), like=jnp.zeros(5))
+        >>> loss.residuals(jnp.zeros(5)).shape, loss.rows(jnp.zeros(5)).shape
+        ((3,), (3, 5))
+    """
+
+    predict: Callable[[PyTree, PyTree], Array]
+    inputs: PyTree
+    targets: Float[Array, "n *k"]
+    coordinates: Coordinates = eqx.field(static=True)
+    stored: bool = eqx.field(static=True)
+    memory: int = eqx.field(static=True)
+    samples_at_once: int | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        predict: Callable[[PyTree, PyTree], Any],
+        inputs: PyTree,
+        targets: Array,
+        like: PyTree,
+        *,
+        stored: bool = True,
+        memory: int = MEMORY,
+        block: int | None = None,
+    ):
+        self.predict = predict
+        self.inputs = inputs
+        self.targets = targets
+        self.coordinates = like if isinstance(like, Coordinates) else Coordinates.of(like)
+        self.stored, self.memory, self.samples_at_once = stored, memory, block
+
+    @property
+    def route(self) -> str:
+        return "kernel" if self.stored else "matrix_free"
+
+    # one sample ------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_samples(self) -> int:
+        """n."""
+        return self.targets.shape[0]
+
+    def prediction(self, x: Vector, datum: PyTree) -> Float[Array, " k"]:
+        """f(x, datum) as a vector of its k outputs."""
+        return jnp.ravel(self.predict(self.coordinates.unravel(x), datum))
+
+    def sample_jacobian(self, arrays: PyTree, datum: PyTree) -> PyTree:
+        """The k rows of J for one sample, as a params-like pytree with leaves (k, ...).
+
+        Pytrees, not flat vectors: what is summed over samples then fuses into one pass over each leaf.
+        """
+
+        def outputs(arrays: PyTree) -> Float[Array, " k"]:
+            return jnp.ravel(self.predict(self.coordinates.completed(arrays), datum))
+
+        if self.targets.size == self.num_samples:
+            rows = jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda a: outputs(a)[0])(arrays))
+        else:
+            rows = jax.jacrev(outputs)(arrays)
+        return jax.tree.map(lambda leaf: leaf / jnp.sqrt(self.num_samples), rows)
+
+    def sample_rows(self, x: Vector, datum: PyTree) -> Float[Array, "k p"]:
+        """The same as a matrix."""
+        return jax.vmap(ravel)(self.sample_jacobian(self.coordinates.unravel_arrays(x), datum))
+
+    def block(self, x: Vector) -> int:
+        # All samples that fit the memory, but on a CPU one, unless all fit its cache.
+        if self.samples_at_once is not None:
+            return min(self.samples_at_once, self.num_samples)
+        outputs = self.targets.size // self.num_samples
+        entries = outputs * x.shape[0]
+        if jax.default_backend() == "cpu":
+            return self.num_samples if entries * self.num_samples <= CACHED else 1
+        return max(1, min(self.num_samples, self.memory // (4 * entries * x.dtype.itemsize)))
+
+    def sum_over_samples(self, function: Callable[..., PyTree], x: Vector, *others: PyTree) -> PyTree:
+        """Σ_i function(J_i, datum_i of the others...), J_i as in `sample_jacobian`; nothing n×p is formed."""
+        arrays = self.coordinates.unravel_arrays(x)
+
+        def one(datum: PyTree) -> PyTree:
+            return function(self.sample_jacobian(arrays, datum[0]), *datum[1:])
+
+        return sum_in_blocks(one, (self.inputs, *others), self.block(x))
+
+    def row_norms(self, x: Vector, metric: AbstractMetric) -> Float[Array, " m"]:
+        """|J_i S^½|² of every row: the diagonal of K, whose sum is tr H' on Γ."""
+        arrays = self.coordinates.unravel_arrays(x)
+
+        def norms(datum: PyTree) -> Array:
+            return jax.vmap(lambda row: self._trace(row, metric))(
+                jax.tree.map(lambda leaf: leaf[:, None], self.sample_jacobian(arrays, datum))
+            )
+
+        return map_in_blocks(norms, self.inputs, self.block(x)).ravel()
+
+    def _trace(self, jacobian: PyTree, metric: AbstractMetric) -> Array:
+        """tr J_i S J_iᵀ for rows J_i."""
+        entries = metric.entries()
+        if entries is None:
+            return jnp.sum(metric.sqrt(jax.vmap(ravel)(jacobian).T) ** 2)
+        weights = self.coordinates.unravel_arrays(jnp.broadcast_to(entries, (self.coordinates.size,)))
+        sums = jax.tree.map(lambda s, rows: jnp.sum(s * jnp.sum(rows**2, axis=0)), weights, jacobian)
+        return jnp.sum(jnp.stack(jax.tree.leaves(sums)))
+
+    # all samples -----------------------------------------------------------------------------------------------------
+
+    def residuals(self, x: Vector) -> Float[Array, " m"]:
+        """(f(x, input_i) − y_i)/√n, outputs of a sample side by side."""
+        predictions = jax.vmap(self.prediction, (None, 0))(x, self.inputs)
+        targets = jnp.reshape(self.targets, predictions.shape)
+        return jnp.ravel(predictions - targets) / jnp.sqrt(self.num_samples)
+
+    def rows(self, x: Vector) -> Float[Array, "m p"]:
+        """J = ∂residuals/∂x as an array, one backward pass a sample and output."""
+        return jax.vmap(self.sample_rows, (None, 0))(x, self.inputs).reshape(-1, x.shape[0])
+
+    def jacobian(self, x: Vector) -> AbstractJacobian:
+        """J, stored or by products."""
+        if self.stored:
+            return StoredJacobian(self.rows(x))
+        size = x.shape[0] * x.dtype.itemsize
+        return JacobianProducts(
+            residuals=self.residuals,
+            rows=lambda datum: self.sample_rows(x, datum),
+            data=self.inputs,
+            x=x,
+            block=max(1, min(CHUNK, self.memory // (2 * size))),
+            stored=4 * self.targets.size * size <= self.memory,
+        )
+
+    def curvature_jacobian(self, x: Vector) -> AbstractJacobian:
+        """J with JᵀJ ≈ ∇²L(x) off Γ as well: the Gauss–Newton model of the curvature."""
+        return self.jacobian(x)
+
+    def value(self, x: Vector) -> Float[Array, ""]:
+        return 0.5 * jnp.sum(self.residuals(x) ** 2)
+
+    def gradient(self, x: Vector) -> Vector:
+        return jax.grad(self.value)(x)
+
+    def residual(self, x: Vector) -> Float[Array, ""]:
+        return jnp.max(jnp.abs(self.residuals(x))) * jnp.sqrt(self.num_samples)
+
+    # the way back to Γ -----------------------------------------------------------------------------------------------
+
+    def nearby(self, x: Vector, metric: AbstractMetric) -> NearbyKernel | None:
+        if self.stored:
+            return None
+        return NearbyKernel(jax.lax.stop_gradient(self.curvature_jacobian(x).gram(metric)), x.dtype)
+
+    def renewed(
+        self, near: NearbyKernel | None, x: Vector, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None
+    ) -> NearbyKernel | None:
+        if near is None:
+            return None
+        shift = ridge(near, x.dtype) if shift is None else shift
+        product = kernel_product(self.curvature_jacobian(x), metric, scale, shift)
+        b = jr.rademacher(jr.key(0), (self.targets.size,), x.dtype)
+        _, works = conjugate_gradients(product, b, lambda r: near.solve(r, scale, shift), LOOSE, STALE)
+        return jax.lax.cond(works, lambda: near, lambda: self.nearby(x, metric))
+
+    def roughly(self, x: Vector, metric: AbstractMetric) -> KernelDiagonal | None:
+        return None if self.stored else KernelDiagonal(self.row_norms(x, metric))
+
+    def normal_space(self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None) -> KernelNormalSpace:
+        return KernelNormalSpace(self.jacobian(x), metric, rank)
+
+    def largest_eigenvalue(self, x: Vector, metric: AbstractMetric) -> Float[Array, ""]:
+        if self.stored:
+            return super().largest_eigenvalue(x, metric)
+        product = kernel_product(self.jacobian(x), metric, 1.0, 0.0)
+        return largest_eigenvalue(product, jr.normal(jr.key(0), (self.targets.size,), x.dtype))
+
+    def trace(self, x: Vector, metric: AbstractMetric) -> Float[Array, ""]:
+        return jnp.sum(self.row_norms(x, metric))
+
+    def constraints(
+        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None, near: Preconditioner | None = None
+    ) -> Constraints:
+        jacobian = self.jacobian(x)
+        return Constraints(metric, jacobian, self._solver(jacobian, metric, near))
+
+    def newton_step(self, x: Vector, normal: AbstractNormalSpace | Constraints) -> Vector:
+        assert isinstance(normal, KernelNormalSpace | Constraints)
+        return normal.solve_residual(self.residuals(x))
+
+    def newton(
+        self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: NearbyKernel | None = None
+    ) -> NewtonStep:
+        if rank is not None or near is None:
+            return super().newton(x, metric, rank)
+        jacobian = self.jacobian(x)
+        exact = self._solver(jacobian, metric, near, 1.0, 0.0)
+        move = Constraints(metric, jacobian, exact).solve_residual(self.residuals(x), TIGHT)
+        smallest = jnp.min(jnp.where(near.values > 0, near.values, jnp.inf))
+        return NewtonStep(move, smallest, jnp.max(near.values))
+
+    def off_manifold(self, x: Vector, metric: AbstractMetric, distance: Array) -> Bool[Array, ""]:
+        # The Newton step w solves J w = r, so that |w| ≥ |r|²/|Jᵀr|.
+        r = self.residuals(x)
+        slope = jax.vjp(self.residuals, x)[1](r)[0]
+        largest = jnp.sum(self.row_norms(x, metric))  # tr K, a bound of it
+        moving = jnp.linalg.norm(metric(slope)) > largest * jnp.finfo(x.dtype).eps * 10 * (1 + jnp.linalg.norm(x))
+        return moving & (r @ r > distance * jnp.linalg.norm(slope))
+
+    def damped_solver(
+        self, x: Vector, metric: AbstractMetric, h: Float[Array, ""], near: Preconditioner | None = None
+    ) -> Callable[[Vector], Vector]:
+        # Woodbury: (I + h S JᵀJ)⁻¹ = I − h S Jᵀ (I + h J S Jᵀ)⁻¹ J.
+        jacobian = self.curvature_jacobian(x)
+        solve = self._solver(jacobian, metric, near, h, 1.0)
+        return lambda w: w - h * metric(jacobian.transposed(solve(jacobian(w), TIGHT)))
+
+    def _solver(
+        self, jacobian: AbstractJacobian, metric: AbstractMetric, near: Preconditioner | None, *terms: Any
+    ) -> Solve:
+        """(scale·J S Jᵀ + shift·I)⁻¹ for the `terms` scale and shift: by a factor, or by iterations."""
+        if near is None:
+            return factorized(jacobian, metric, *terms)
+        return iterated(jacobian, metric, near, *terms)
+
+    # derivatives of the Hessian --------------------------------------------------------------------------------------
+
+    def hessian_diagonal(self, x: Vector) -> Vector:
+        return ravel(self.sum_over_samples(_squares, x))
+
+    def negative_curvature(self, x: Vector) -> Float[Array, ""]:
+        return jnp.zeros((), x.dtype)  # where every residual vanishes the Hessian is JᵀJ
+
+    def contract_factors(self, x: Vector, left: Float[Array, "p k"], right: Float[Array, "p k"]) -> Vector:
+        def pairing(y: Vector, u: Vector, w: Vector) -> Float[Array, ""]:
+            return jax.jvp(self.residuals, (y,), (u,))[1] @ jax.jvp(self.residuals, (y,), (w,))[1]
+
+        if self.stored:
+            return jax.grad(lambda y: jnp.sum(jax.vmap(pairing, (None, 1, 1))(y, left, right)))(x)
+        return sum_in_blocks(lambda pair: jax.grad(pairing)(x, *pair), (left.T, right.T), CHUNK)
+
+    def contract_metric(self, x: Vector, metric: AbstractMetric) -> Vector:
+        def one(datum: PyTree) -> PyTree:
+            return jax.grad(lambda arrays: self._trace(self.sample_jacobian(arrays, datum), metric))(arrays)
+
+        arrays = self.coordinates.unravel_arrays(x)
+        return ravel(sum_in_blocks(one, self.inputs, self.block(x)))
+
+    def metric_curvature(self, x: Vector, metric: AbstractMetric) -> Vector:
+        # ⟨∇²L, S⟩ = |J S^½|² to second order: the Gauss–Newton model 2 Σ_i R_i S R_i with R_i = ∇²r_i, whose diagonal a
+        # random sign vector estimates (exactly where the R_i are diagonal).
+        def one(datum: PyTree) -> PyTree:
+            change = jax.jvp(lambda a: self.sample_jacobian(a, datum), (arrays,), (direction,))[1]
+            return _squares(change)
+
+        arrays = self.coordinates.unravel_arrays(x)
+        signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
+        direction = self.coordinates.unravel_arrays(metric.sqrt(signs))
+        return 2 * ravel(sum_in_blocks(one, self.inputs, self.block(x)))
+
+    def constraint_curvature(self, x: Vector, multipliers: Array) -> Vector:
+        signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
+        return signs * jax.jvp(jax.grad(lambda y: multipliers @ self.residuals(y)), (x,), (signs,))[1]
+
+    def normal_bending(self, x: Vector, normal: AbstractNormalSpace, tangent: Float[Array, "p k"]) -> Vector:
+        # With J t = 0 only the second derivative of the predictions is left: S Jᵀ(J S Jᵀ)⁺ Σ_k D²r[t_k, t_k].
+        assert isinstance(normal, KernelNormalSpace)
+
+        def second(t: Vector) -> Float[Array, " m"]:
+            return jax.jvp(lambda y: jax.jvp(self.residuals, (y,), (t,))[1], (x,), (t,))[1]
+
+        return normal.solve_residual(sum_in_blocks(second, tangent.T, CHUNK))
+
+
+def _squares(rows: PyTree) -> PyTree:
+    """Σ_k J_k² of the rows of a sample, entry by entry."""
+    return jax.tree.map(lambda leaf: jnp.sum(leaf**2, axis=0), rows)

@@ -1,0 +1,100 @@
+"""Any twice differentiable loss, by its dense p×p Hessian."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Int, PyTree
+
+from ..metrics.abstract import AbstractMetric
+from ..normal.constraints import Preconditioner
+from ..normal.normal_space import AbstractNormalSpace, DenseNormalSpace
+from ..support.blocks import map_in_blocks
+from ..support.coordinates import Coordinates
+from .abstract import CHUNK, AbstractLoss, Vector
+
+
+class ScalarLoss(AbstractLoss):
+    """Any twice differentiable loss, `function(params) -> scalar`, by dense eigendecomposition (p up to about 2000).
+
+    `like` is a pytree with the shapes of params.
+
+    Example:
+        >>> loss = ScalarLoss(lambda x: 0.25 * (x[0] ** 2 + 4 * x[1] ** 2 - 1) ** 2, like=jnp.zeros(2))
+        >>> loss.value(jnp.array([1.0, 0.0]))
+        Array(0., dtype=float32)
+    """
+
+    function: Callable[[PyTree], Float[Array, ""]]
+    coordinates: Coordinates = eqx.field(static=True)
+
+    def __init__(self, function: Callable[[PyTree], Any], like: PyTree):
+        self.function = function
+        self.coordinates = like if isinstance(like, Coordinates) else Coordinates.of(like)
+
+    @property
+    def route(self) -> str:
+        return "dense"
+
+    def value(self, x: Vector) -> Float[Array, ""]:
+        return self.function(self.coordinates.unravel(x))
+
+    def gradient(self, x: Vector) -> Vector:
+        return jax.grad(self.value)(x)
+
+    def residual(self, x: Vector) -> Float[Array, ""]:
+        return jnp.linalg.norm(self.gradient(x))
+
+    def hessian(self, x: Vector) -> Float[Array, "p p"]:
+        """∇²L(x), from forward over reverse."""
+        return jax.jacfwd(self.gradient)(x)
+
+    def normal_space(self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None) -> DenseNormalSpace:
+        return DenseNormalSpace(self.hessian(x), metric, rank)
+
+    def newton_step(self, x: Vector, normal: AbstractNormalSpace) -> Vector:
+        return normal.solve(self.gradient(x))
+
+    def damped_solver(
+        self, x: Vector, metric: AbstractMetric, h: Float[Array, ""], near: Preconditioner | None = None
+    ) -> Callable[[Vector], Vector]:
+        factors = jax.scipy.linalg.lu_factor(jnp.eye(x.shape[0], dtype=x.dtype) + h * metric(self.hessian(x)))
+        return lambda w: jax.scipy.linalg.lu_solve(factors, w)
+
+    def hessian_diagonal(self, x: Vector) -> Vector:
+        def entry(unit: Vector) -> Float[Array, ""]:
+            return unit @ jax.jvp(self.gradient, (x,), (unit,))[1]
+
+        return map_in_blocks(entry, jnp.eye(x.shape[0], dtype=x.dtype), CHUNK)
+
+    def negative_curvature(self, x: Vector) -> Float[Array, ""]:
+        values = jnp.linalg.eigvalsh(self.hessian(x))
+        rounding = jnp.sqrt(jnp.finfo(x.dtype).eps) * jnp.max(jnp.abs(values))
+        return jnp.where(values[0] < -rounding, values[0], 0)
+
+    def contract_factors(self, x: Vector, left: Float[Array, "p k"], right: Float[Array, "p k"]) -> Vector:
+        def product(pair: tuple[Vector, Vector]) -> Vector:
+            u, w = pair
+            return jax.jvp(lambda y: jax.jvp(self.gradient, (y,), (w,))[1], (x,), (u,))[1]
+
+        return jnp.sum(map_in_blocks(product, (left.T, right.T), CHUNK), axis=0)
+
+    def contract_metric(self, x: Vector, metric: AbstractMetric) -> Vector:
+        columns = jnp.eye(x.shape[0], dtype=x.dtype)
+        return self.contract_factors(x, columns, metric(columns))
+
+    def metric_curvature(self, x: Vector, metric: AbstractMetric) -> Vector:
+        # The diagonal by a fixed random sign vector (Hutchinson), from one directional derivative of T[S].
+        signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
+        return jnp.abs(signs * jax.jvp(lambda y: self.contract_metric(y, metric), (x,), (signs,))[1])
+
+    def constraint_curvature(self, x: Vector, multipliers: Array) -> Vector:
+        # The constraints are ∇L = 0, so this is the diagonal of ∇³L[μ, ·].
+        signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
+        return signs * self.contract_factors(x, multipliers[:, None], signs[:, None])
+
+    def normal_bending(self, x: Vector, normal: AbstractNormalSpace, tangent: Float[Array, "p k"]) -> Vector:
+        return normal.solve(self.contract_factors(x, tangent, tangent))

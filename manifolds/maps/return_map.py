@@ -1,0 +1,69 @@
+"""The cheap return to Γ: Gauss–Newton in the metric S.
+
+    x ← x − S^½ (H')⁺ S^½ ∇L(x)          (least squares: x ← x − S Jᵀ (J S Jᵀ)⁺ r(x))
+
+Near Γ it has the same derivative Π and the same second derivative on tangent vectors as Φ_S, so a step with projected
+noise that ends here needs no Itô correction. In the Euclidean metric it would not: the limit of such a scheme is
+biased as soon as S ≠ I.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ..losses.abstract import AbstractLoss
+from ..metrics.abstract import AbstractMetric
+from ..normal.constraints import NearbyKernel
+from ..normal.normal_space import rank_tolerance
+
+Vector = Float[Array, " p"]
+
+
+class Returned(eqx.Module):
+    """A point of Γ and whether the iteration that led there converged."""
+
+    point: Vector
+    converged: Bool[Array, ""]
+    smallest: Float[Array, ""]  # the last of the `rank` eigenvalues of H' and the largest, as met last
+    largest: Float[Array, ""]
+
+
+def gauss_newton_return(
+    loss: AbstractLoss,
+    x: Vector,
+    metric: AbstractMetric,
+    rank: Int[Array, ""] | None = None,
+    max_steps: int = 20,
+    near: NearbyKernel | None = None,
+) -> Returned:
+    """Iterate until a step is so short that the next, by quadratic convergence, is rounding error.
+
+    `rank` is that of H on Γ: off Γ it cannot be counted, and None takes every eigenvalue for a normal one (see
+    `rank_on_manifold`). With `near` (see `AbstractLoss.nearby`) and without a rank no eigenpairs are computed; those
+    reported are then its. `converged` is False after `max_steps`, where a step is not finite or longer than 10 + 10|x|,
+    and where the curvature along a normal direction is not positive or a slope is left.
+    """
+    scale = 1 + jnp.linalg.norm(x)
+    short = jnp.finfo(x.dtype).eps ** 0.5 * scale  # then the next step is of order eps
+
+    def unfinished(carry: tuple[Vector, Array, Array, Array, Array]) -> Bool[Array, ""]:
+        _, length, count, _, _ = carry
+        return (length > short) & (length < 10 * scale) & (count < max_steps)
+
+    def step(carry: tuple[Vector, Array, Array, Array, Array]) -> tuple[Vector, Array, Array, Array, Array]:
+        y, _, count, _, _ = carry
+        move, smallest, largest = loss.newton(y, metric, rank, near)
+        return y - move, jnp.linalg.norm(move), count + 1, smallest, largest
+
+    zero = jnp.zeros((), x.dtype)
+    first = step((x, zero, jnp.asarray(0), zero, zero))
+    point, length, _, smallest, largest = jax.lax.while_loop(unfinished, step, first)
+    slope = jnp.linalg.norm(metric.sqrt(loss.gradient(point)))
+    level = slope <= rank_tolerance(x.dtype) * largest * (1 + jnp.linalg.norm(metric.inv_sqrt(point)))
+    return Returned(point, (length <= short) & (smallest > 0) & level, smallest, largest)
+
+
+def rank_on_manifold(loss: AbstractLoss, x: Vector, metric: AbstractMetric) -> Int[Array, ""]:
+    """The rank of H on Γ near x. At x itself the tangential eigenvalues are only as small as the distance to Γ."""
+    return loss.normal_space(gauss_newton_return(loss, x, metric).point, metric).rank

@@ -1,0 +1,174 @@
+"""Solves with the kernel K = J S Jᵀ of the constraints r = 0: what steps along Γ ask of it, without eigenpairs.
+
+A kernel is either factorized at each point or, where a product with it is far cheaper than the kernel itself, solved
+with by conjugate gradients that a kernel of a point nearby preconditions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..metrics.abstract import AbstractMetric
+from ..support.precision import in_double
+from .jacobians import AbstractJacobian
+from .normal_space import rank_tolerance
+
+Vector = Float[Array, " p"]
+Residuals = Float[Array, " m"]
+Solve = Callable[[Residuals, float], Residuals]  # (r, relative accuracy) -> K⁻¹ r
+LOOSE, TIGHT = 1e-5, 1e-9  # relative accuracies: where an error only has to be reduced, and elsewhere
+
+
+class NearbyKernel(eqx.Module):
+    """Eigenpairs of the kernel K₀ at an earlier point or in another metric: (aK₀ + bI)⁺ preconditions aK + bI."""
+
+    values: Float[Array, " m"]
+    vectors: Float[Array, "m m"]
+
+    def __init__(self, kernel: Float[Array, "m m"], dtype: Any):
+        values, vectors = (found.astype(dtype) for found in in_double(jnp.linalg.eigh)(kernel))
+        self.vectors = vectors
+        self.values = jnp.where(values > rank_tolerance(dtype) * values[-1], values, 0)
+
+    @property
+    def trace(self) -> Float[Array, ""]:
+        return jnp.sum(self.values)
+
+    def solve(self, r: Residuals, scale: Any, shift: Any) -> Residuals:
+        """(scale·K₀ + shift·I)⁺ r."""
+        values = scale * self.values + shift
+        return self.vectors @ (jnp.where(values > 0, 1 / jnp.where(values > 0, values, 1), 0) * (self.vectors.T @ r))
+
+
+class KernelDiagonal(eqx.Module):
+    """The diagonal of a kernel, which preconditions it where nothing better is known: like a `NearbyKernel`."""
+
+    values: Float[Array, " m"]
+
+    def solve(self, r: Residuals, scale: Any, shift: Any) -> Residuals:
+        """r over scale·diag K + shift."""
+        values = scale * self.values + shift
+        return jnp.where(values > 0, r / jnp.where(values > 0, values, 1), 0)
+
+
+Preconditioner = NearbyKernel | KernelDiagonal
+
+
+class Constraints(eqx.Module):
+    """The constraints r = 0 linearized at a point, in the metric S.
+
+    `factorized`, `solve` inverts J S Jᵀ + δI with a ridge δ at rounding level, which keeps it regular where the rank
+    drops: a direction u of eigenvalue λ ≪ δ counts as free, and one at λ ≈ δ is left with a normal part ∝ √λ.
+    """
+
+    metric: AbstractMetric
+    jacobian: AbstractJacobian
+    solve: Solve
+
+    def solve_residual(self, r: Residuals, accuracy: float = LOOSE) -> Vector:
+        """S Jᵀ (J S Jᵀ)⁻¹ r, the Gauss–Newton step."""
+        return self.metric(self.jacobian.transposed(self.solve(r, accuracy)))
+
+    def multipliers(self, g: Vector, accuracy: float = TIGHT) -> Residuals:
+        """μ = (J S Jᵀ)⁻¹ J S g: Jᵀμ is the part of the gradient g that holds against the constraints."""
+        return self.solve(self.jacobian(self.metric(g)), accuracy)
+
+    def project(self, w: Vector) -> Vector:
+        """Π w, twice as in `AbstractNormalSpace.project_null`."""
+        w = w - self.solve_residual(self.jacobian(w), TIGHT)
+        return w - self.solve_residual(self.jacobian(w))
+
+    def project_gradient(self, g: Vector, accuracy: float = TIGHT) -> Vector:
+        """Π S g; projected twice, as in `AbstractNormalSpace.project_null`, unless little accuracy is asked for."""
+        move = self.metric(g - self.jacobian.transposed(self.multipliers(g, accuracy)))
+        if accuracy >= LOOSE:
+            return move
+        return move - self.solve_residual(self.jacobian(move))
+
+
+def factorized(jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None) -> Solve:
+    """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by a Cholesky factor in float64; shift=None for a ridge at rounding level."""
+    kernel = jacobian.gram(metric)
+    rounding = max(rank_tolerance(jnp.float64), 10 * float(jnp.finfo(kernel.dtype).eps))  # also of a float32 kernel
+
+    @in_double
+    def cholesky(kernel: Array, scale: Array, shift: Array) -> Array:
+        added = shift * jnp.trace(kernel) if ridge_only else shift
+        return jnp.linalg.cholesky(scale * kernel + added * jnp.eye(kernel.shape[0]))
+
+    ridge_only = shift is None
+    factor = cholesky(kernel, scale, rounding if ridge_only else shift)
+
+    def solve(r: Residuals, accuracy: float) -> Residuals:
+        return in_double(lambda L, b: jax.scipy.linalg.cho_solve((L, True), b))(factor, r).astype(r.dtype)
+
+    return solve
+
+
+def iterated(
+    jacobian: AbstractJacobian, metric: AbstractMetric, near: Preconditioner, scale: Any = 1.0, shift: Any = None
+) -> Solve:
+    """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by conjugate gradients, preconditioned by the kernel `near`.
+
+    shift=None for a ridge at rounding level, except by a diagonal. With shift=0 directions in which a `NearbyKernel`
+    has lost rank count as free here too. A solve that takes as many products as it costs to form the kernel gives up,
+    and factorizes.
+    """
+    added: Any = ridge(near, jacobian.dtype) if shift is None else shift
+
+    def solve(r: Residuals, accuracy: float) -> Residuals:
+        found, converged = conjugate_gradients(
+            kernel_product(jacobian, metric, scale, added),
+            r,
+            lambda u: near.solve(u, scale, added),
+            accuracy,
+            max_steps=10 + r.shape[0] // 8,  # m products cost about four kernels
+        )
+        return jax.lax.cond(converged, lambda: found, lambda: factorized(jacobian, metric, scale, shift)(r, accuracy))
+
+    return solve
+
+
+def ridge(near: Preconditioner, dtype: Any) -> Any:
+    """The multiple of the identity that keeps a kernel like `near` regular where its rank drops."""
+    return 0.0 if isinstance(near, KernelDiagonal) else rank_tolerance(dtype) * near.trace
+
+
+def kernel_product(
+    jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any, shift: Any
+) -> Callable[[Residuals], Residuals]:
+    """u ↦ (scale·J S Jᵀ + shift·I) u, by two products with J."""
+    return lambda u: scale * jacobian(metric(jacobian.transposed(u))) + jnp.asarray(shift, u.dtype) * u
+
+
+def conjugate_gradients(
+    product: Callable[[Array], Array], b: Array, precondition: Callable[[Array], Array], accuracy: float, max_steps: int
+) -> tuple[Array, Array]:
+    """x with A x = b in the range of M⁺, for symmetric A = `product` and M⁺ = `precondition`, definite there, to
+    |b − A x|_{M⁺} ≤ accuracy |b|_{M⁺}, and whether that was reached.
+
+    The preconditioned method of Hestenes and Stiefel from x = 0: one product a step and none besides. Where M is near A
+    the norm is that of A^½ times the error, for constraints the length in the metric S⁻¹ of the move that it makes.
+    """
+    accuracy = max(accuracy, 4 * float(jnp.finfo(b.dtype).eps))
+    first = precondition(b)
+    start = b @ first
+
+    def unfinished(carry: tuple[Array, ...]) -> Array:
+        energy, count = carry[3:]
+        return (energy > accuracy**2 * start) & (count < max_steps)
+
+    def step(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        x, r, direction, energy, count = carry
+        image = product(direction)
+        length = energy / (direction @ image)
+        x, r = x + length * direction, r - length * image
+        z = precondition(r)
+        return x, r, z + (r @ z) / energy * direction, r @ z, count + 1
+
+    x, _, _, energy, _ = jax.lax.while_loop(unfinished, step, (jnp.zeros_like(b), b, first, start, jnp.asarray(0)))
+    return x, energy <= accuracy**2 * start  # false for what is not finite

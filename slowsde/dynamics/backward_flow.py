@@ -1,0 +1,235 @@
+"""The backward-error ODE of Adam and RMSProp: the flow that their iterates follow to O(h²) over O(1/h) steps.
+
+A method of step size h = η is the map θ_{n+1} = θ_n − h m̂_n/√(v̂_n + ε), with ε inside the root, on gradients of E_k in
+step k. Backward error analysis finds a flow θ̇ = f_n + h f¹_n on [nh, (n+1)h) with θ(nh) = θ_n + O(h²). With weights
+a_nk = β^{n−k}(1−β)/(1−β^{n+1}), b_nk the same in ρ, k = 0..n, and all functions at the present θ,
+
+    M_n = Σ_k a_nk ∇E_k,    R_n² = Σ_k b_nk (∇E_k)² + ε,    u_n = M_n/R_n,    f_n = −u_n,
+    f¹_n = −{ M'_n/R_n − M_n P_n/R_n³ + ½ ∂u_n[u_n] },
+    M'_n = Σ_k a_nk ∇²E_k Σ_{l=k}^{n−1} u_l,      P_n = Σ_k b_nk ∇E_k ∇²E_k Σ_{l=k}^{n−1} u_l:
+
+past gradients were taken at θ_k = θ_n + h Σ u_l, which makes the first two terms, and the flow itself bends within a
+step, which makes the third. With one loss E the inner sums are (n−k)u, and with r² = (∂E)² + ε this is
+
+    θ̇_j = −(1/r_j){ ∂_jE + h [(c_β+½) − (c_ρ+½)(1−ε/r_j²)] ∂_j‖∇E‖_{1,ε} },    ‖g‖_{1,ε} = Σ_i √(g_i²+ε),
+    c_b(n) = Σ_k (n−k) b^{n−k}(1−b)/(1−b^{n+1}) = b/(1−b) − (n+1)b^{n+1}/(1−b^{n+1}).
+
+(Cattaneo, Klusowski and Shigida, On the Implicit Bias of Adam, 2024; RMSProp is β = 0.)
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from manifolds.support.coordinates import Coordinates, ravel
+
+from ..problems.abstract import AbstractProblem
+from ..support import arguments
+
+MAX_STEPS = 1000  # of the solver, within one step of the optimizer
+Vector = Float[Array, " p"]
+
+
+class BatchLosses(eqx.Module):
+    """The K batch losses on flat coordinates: a tuple of functions, or one function of (params, batch number)."""
+
+    functions: tuple[Callable[..., Any], ...] | Callable[..., Any]
+    count: int = eqx.field(static=True)
+    chart: Coordinates = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, loss: Any, batches: int | None, chart: Coordinates) -> "BatchLosses":
+        if isinstance(loss, Sequence) and not isinstance(loss, str):
+            if batches is not None and batches != len(loss):
+                raise ValueError(f"batches={batches}, but loss is a sequence of {len(loss)}: leave batches=None.")
+            functions = tuple(_function(one) for one in loss)
+            if not functions:
+                raise ValueError("loss is an empty sequence: give one function for each batch.")
+            return cls(functions, len(functions), chart)
+        if batches is None:
+            return cls((_function(loss),), 1, chart)
+        if not arguments.is_integer(batches) or batches < 1:
+            raise ValueError(f"batches={batches!r} must be a positive integer.")
+        return cls(_function(loss), int(batches), chart)
+
+    def each(self, operate: Callable[..., Array], *arrays: Float[Array, "K p"]) -> Array:
+        """operate(E_b, arrays[b]...) of every batch, stacked: E_b is a function of x."""
+        if isinstance(self.functions, tuple):
+            parts = [
+                operate(lambda x, f=f: f(self.chart.unravel(x)), *(a[i] for a in arrays))
+                for i, f in enumerate(self.functions)
+            ]
+            return jnp.stack(parts)
+        function = self.functions
+
+        def one(i: Array, *rows: Array) -> Array:
+            return operate(lambda x: function(self.chart.unravel(x), i), *rows)
+
+        return jax.vmap(one)(jnp.arange(self.count), *arrays)
+
+    def gradients(self, x: Vector) -> Float[Array, "K p"]:
+        """∇E_b(x)."""
+        return self.each(lambda loss: jax.grad(loss)(x))
+
+    def products(self, x: Vector, w: Float[Array, "K p"]) -> Float[Array, "K p"]:
+        """∇²E_b(x) w_b."""
+        return self.each(lambda loss, row: jax.jvp(jax.grad(loss), (x,), (row,))[1], w)
+
+    def mean(self, params: PyTree) -> Array:
+        """The mean loss, of params as they are."""
+        x = ravel(params)
+        return jnp.mean(self.each(lambda loss: loss(x)))
+
+    def check(self, x: Vector) -> None:
+        """ValueError unless every loss is a finite real scalar with a finite gradient at the start."""
+
+        def scalar(loss: Callable[[Vector], Any]) -> Array:
+            value = loss(x)
+            if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+                raise ValueError(
+                    f"loss returns shape {jnp.shape(value)} and dtype {jnp.result_type(value)}; it must return one "
+                    "real number."
+                )
+            return jnp.asarray(value)
+
+        values = self.each(scalar)
+        if not bool(jnp.all(jnp.isfinite(values)) & jnp.all(jnp.isfinite(self.gradients(x)))):
+            raise ValueError("loss or its gradient is not finite at params0.")
+
+
+def _function(loss: Any) -> Callable[..., Any]:
+    if isinstance(loss, AbstractProblem):
+        return loss.loss  # pyright: ignore[reportAttributeAccessIssue]
+    if not callable(loss):
+        raise ValueError(f"loss={loss!r} must be a function of params, a Problem, or a sequence of them.")
+    return loss
+
+
+class Memory(eqx.Module):
+    """What a step knows of the past, for weights β^{n−k}: of batch b the sums over the steps k ≤ n that visited it."""
+
+    weight: Float[Array, " K"]  # Σ_k β^{n−k}
+    lag: Float[Array, "K p"]  # Σ_k β^{n−k} Σ_{l=k}^{n−1} u_l
+
+    def next(self, b: Any, u: Vector, batch: Array) -> "Memory":
+        """The sums one step later, after a step −h u, when `batch` is visited."""
+        visited = jax.nn.one_hot(batch, self.weight.shape[0], dtype=u.dtype)
+        return Memory(b * self.weight + visited, b * (self.lag + self.weight[:, None] * u))
+
+
+class BackwardFlow(eqx.Module):
+    """The field f_n + h f¹_n."""
+
+    losses: BatchLosses
+    h: Array
+    b1: Array
+    b2: Array
+    eps: Array
+    rtol: Array
+    corrected: bool = eqx.field(static=True)
+    normalized: bool = eqx.field(static=True)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the sums over the past are those of the full batch, in closed form."""
+        return self.losses.count == 1 and self.normalized
+
+    def scaled(self, b: Array, memory: Memory) -> Memory:
+        """The memory with the weights (1−b)b^{n−k}/(1−b^{n+1}), or (1−b)b^{n−k}."""
+        scale = 1 / jnp.sum(memory.weight) if self.normalized else 1 - b
+        return Memory(scale * memory.weight, scale * memory.lag)
+
+    def heading(self, x: Vector, a: Float[Array, " K"], b: Float[Array, " K"]) -> tuple[Vector, Vector, Array]:
+        """M, R and the gradients (K, p)."""
+        gradients = self.losses.gradients(x)
+        return a @ gradients, jnp.sqrt(b @ gradients**2 + self.eps), gradients
+
+    def field(self, n: Array, x: Vector, first: Memory, second: Memory) -> Vector:
+        """θ̇ on [nh, (n+1)h), from scaled memories."""
+        m, r, gradients = self.heading(x, first.weight, second.weight)
+        u = m / r
+        if not self.corrected:
+            return -u
+        if self.closed:
+            lag_m, lag_v = mean_lag(self.b1, n) * u[None], mean_lag(self.b2, n) * u[None]
+        else:
+            lag_m, lag_v = first.lag, second.lag
+
+        def direction(y: Vector) -> Vector:
+            mean, root, _ = self.heading(y, first.weight, second.weight)
+            return mean / root
+
+        m_change = jnp.sum(self.losses.products(x, lag_m), axis=0)
+        v_change = jnp.sum(gradients * self.losses.products(x, lag_v), axis=0)
+        bend = jax.jvp(direction, (x,), (u,))[1]
+        return -u - self.h * (m_change / r - m * v_change / r**3 + 0.5 * bend)
+
+
+def mean_lag(b: Any, n: Any) -> Array:
+    """c_b(n) = Σ_{k≤n} (n−k) b^{n−k}(1−b)/(1−b^{n+1}) = b/(1−b) − (n+1)b^{n+1}/(1−b^{n+1}), the mean age of a gradient.
+
+    Example:
+        >>> float(mean_lag(0.5, 1))  # ages 0 and 1 with weights 2/3 and 1/3
+        0.3333333333333333
+    """
+    b, k = jnp.asarray(b), n + 1
+    return b / (1 - b) - k * b**k / (1 - b**k)
+
+
+@eqx.filter_jit
+def follow(
+    model: BackwardFlow, x0: Vector, visits: Int[Array, " n"], steps: Int[Array, " T"]
+) -> tuple[Float[Array, "1 T p"], Float[Array, "1 T p"], Bool[Array, " T"], Array]:
+    """The flow after `steps` steps, v there, whether the solver got so far, and its number of steps."""
+    count = model.losses.count
+    none = Memory(jnp.zeros(count, x0.dtype), jnp.zeros((count, x0.size), x0.dtype))
+
+    def memories(n: Array, state: Any) -> tuple[Memory, Memory]:
+        """With the weights that step n has."""
+        _, first, second, u, *_ = state
+        batch = visits[n % visits.size]
+        return first.next(model.b1, u, batch), second.next(model.b2, u, batch)
+
+    def piece(n: Array, state: Any) -> Any:
+        x, _, _, _, good, tries = state
+        first, second = memories(n, state)
+        scaled = model.scaled(model.b1, first), model.scaled(model.b2, second)
+        m, r, _ = model.heading(x, scaled[0].weight, scaled[1].weight)
+        solution = dfx.diffeqsolve(
+            dfx.ODETerm(lambda t, y, args: model.field(n, y, *args)),
+            dfx.Tsit5(),
+            jnp.zeros_like(model.h),
+            model.h,
+            model.h,
+            x,
+            args=scaled,
+            stepsize_controller=dfx.PIDController(rtol=model.rtol, atol=model.rtol),
+            saveat=dfx.SaveAt(t1=True),
+            adjoint=dfx.ForwardMode(),
+            max_steps=MAX_STEPS,
+            throw=False,
+        )
+        assert solution.ys is not None
+        good = good & (solution.result == dfx.RESULTS.successful)
+        return solution.ys[0], first, second, m / r, good, tries + solution.stats["num_steps"]
+
+    def step(n: Array, state: Any) -> Any:
+        return jax.lax.cond(state[4] & jnp.all(jnp.isfinite(state[0])), lambda s: piece(n, s), lambda s: s, state)
+
+    def to_next_save(state: Any, bounds: tuple[Array, Array]) -> tuple[Any, Any]:
+        start, stop = bounds
+        state = jax.lax.fori_loop(start, stop, step, state)
+        _, second = memories(stop, state)
+        weights = model.scaled(model.b2, second).weight
+        _, r, _ = model.heading(state[0], weights, weights)
+        return state, (state[0], r**2 - model.eps, state[4])
+
+    bounds = jnp.concatenate([jnp.zeros(1, steps.dtype), steps])
+    state0 = (x0, none, none, jnp.zeros_like(x0), jnp.asarray(True), jnp.asarray(0))
+    state, (xs, vs, good) = jax.lax.scan(to_next_save, state0, (bounds[:-1], bounds[1:]))
+    return xs[None], vs[None], good, state[5]

@@ -1,0 +1,111 @@
+"""Whether problem, optimizer, state and point fit each other, checked before a long computation starts."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from manifolds.geometry import check_loss
+from manifolds.normal.normal_space import AbstractNormalSpace
+from manifolds.support.coordinates import Coordinates, ravel
+from manifolds.support.precision import is_traced
+
+from ..optimizers.agm import AGM
+from ..problems.abstract import AbstractProblem
+from ..problems.route import Route
+from .slow_sde import SlowSDE, slow_sde
+
+Vector = Float[Array, " p"]
+
+
+def on_flat_coordinates(
+    problem: AbstractProblem, optimizer: AGM, params: PyTree, route: str | Route = "auto"
+) -> tuple[SlowSDE, Vector]:
+    """The slow SDE and the flat vector of params, once problem, optimizer, noise and params are known to fit."""
+    chart = Coordinates.of(params)
+    x = ravel(params)
+    sde = slow_sde(problem, optimizer, chart, route)
+    check_loss(sde.loss, x)
+    factor = jax.eval_shape(sde.factor, x)  # raises on a factor of the wrong shape
+    if not is_traced(sde, x):
+        optimizer.check(chart, x)
+        if not np.isfinite(noise_size(sde, x)):
+            raise ValueError(f"The noise factor B of shape {factor.shape} is not finite at params.")
+    return sde, x
+
+
+def check_state(sde: SlowSDE, v: PyTree, name: str = "v0") -> None:
+    """ValueError unless v has the structure of an optimizer state and S(v) is a metric."""
+    expected = sde.state_shapes()
+    shapes = jax.tree.map(jnp.shape, v)
+    if shapes != jax.tree.map(lambda leaf: leaf.shape, expected):
+        raise ValueError(
+            f"{name} has leaves of shape {shapes}, but this optimizer's state has "
+            f"{jax.tree.map(lambda leaf: leaf.shape, expected)}. Pass {name}=None for the equilibrium V(Σ)."
+        )
+    if not is_traced(v):
+        if any(not bool(jnp.all(jnp.isfinite(leaf) & (leaf >= 0))) for leaf in jax.tree.leaves(v) if leaf.ndim < 2):
+            raise ValueError(f"{name} must be finite and not negative.")
+        if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(v)) or not sde.optimizer.bias_correction:
+            sde.metric(v)  # raises where S(v) is not positive and finite
+
+
+class OffManifold(NamedTuple):
+    """How far a point is from Γ."""
+
+    size: Float[Array, ""]  # 1 + |x|
+    step: Float[Array, ""]  # the length of Newton's step
+    slope: Float[Array, ""]  # |S^½∇L|
+    flat: Float[Array, ""]  # what this is to be compared with
+
+
+def off_manifold(sde: SlowSDE, x: Vector, normal: Any) -> OffManifold:
+    """See `OffManifold`; `normal` is the `SlowSDE.frame` at x."""
+    metric = normal.metric
+    # Short steps to r = 0 leave no slope; of eigenpairs the null space may have one.
+    largest = normal.largest if isinstance(normal, AbstractNormalSpace) else jnp.inf
+    return OffManifold(
+        1 + jnp.linalg.norm(x),
+        jnp.linalg.norm(sde.loss.newton_step(x, normal)),
+        jnp.linalg.norm(metric.sqrt(sde.loss.gradient(x))),
+        largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x))),
+    )
+
+
+def check_on_manifold(found: OffManifold) -> None:
+    """ValueError unless params is on Γ to the square root of rounding: Newton's step back to Γ is negligible."""
+    rounding = float(jnp.finfo(found.size.dtype).eps ** 0.5)
+    if not found.step < rounding * found.size:
+        raise ValueError(
+            f"params is not on the manifold of minimizers: Newton's step towards it has length {float(found.step):.3g},"
+            f" more than {float(rounding * found.size):.2g}. Move it there first with "
+            "manifolds.limit_map(loss, params, metric)."
+        )
+    if not found.slope <= rounding * found.flat:
+        raise ValueError(
+            f"params is not on the manifold of minimizers: the loss has a slope there ({float(found.slope):.3g}). Move "
+            "it there first with manifolds.limit_map(loss, params, metric)."
+        )
+
+
+def check_noise_on_manifold(sde: SlowSDE, x: Vector, curvature: Any) -> None:
+    """ValueError if the noise vanishes at x on Γ: then nothing moves on the slow clock."""
+    size = noise_size(sde, x)
+    if size <= 1e3 * float(jnp.finfo(x.dtype).eps) * float(curvature) * (1 + float(jnp.linalg.norm(x))):
+        raise ValueError(
+            f"The noise vanishes on the manifold (|B| = {size:.2g} there), so nothing moves on the slow clock. "
+            "Minibatch noise does so wherever every sample is fitted exactly; use LabelNoise or GaussianNoise."
+        )
+
+
+def noise_size(sde: SlowSDE, x: Vector) -> float:
+    """|B(x)|, Frobenius; not finite where B is not."""
+    return float(_noise_norm(sde, x))
+
+
+@eqx.filter_jit
+def _noise_norm(sde: SlowSDE, x: Vector) -> Array:
+    return jnp.sqrt(sde.power(x, lambda b: b))

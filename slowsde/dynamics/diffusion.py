@@ -1,0 +1,79 @@
+"""Paths of a slow SDE that diffuses, with steps that are fixed before."""
+
+from typing import Any
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from .ensemble import block_size, map_paths
+from .flow import start_contrast
+from .solve import Ending, Saved, solve_path
+from .solvers.brownian import StepBrownianPath, step_keys
+from .solvers.euler import ManifoldEuler
+from .solvers.state import SlowDiffusion, SlowFlow, SlowState, State
+
+SINGULAR = 30.0  # the contrast, see `start_contrast`, from which on the steps of an SDE are graded at the start
+
+
+def solve_sde(
+    slow: SlowState,
+    states: State,
+    key: PRNGKeyArray,
+    times: np.ndarray,
+    grid: np.ndarray,
+    dt: float,
+    *,
+    paths: int,
+    stride: int = 1,
+    shown: dfx.AbstractProgressMeter[Any],
+) -> tuple[Saved, Ending]:
+    """`paths` paths of the slow SDE by tangential Euler steps on every stride-th knot of the grid.
+
+    Those knots contain the saved times. `states` is one state to start from, or one for each path with leaves
+    (paths, ...). The noise belongs to `grid`, of nominal step dt: a stride leaves the Brownian paths as they are.
+    """
+    dtype = states[0].dtype
+    x0 = states[0] if states[0].ndim == 1 else states[0][0]
+    if states[0].ndim == 1:
+        states = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (paths, *leaf.shape)), states)
+    knots, saved_times = jnp.asarray(grid, dtype), jnp.asarray(times, dtype)
+    shared = slow, step_keys(key, grid, dt), saved_times, knots, stride
+    numbered = np.arange(paths), states
+    return map_paths(_path, shared, numbered, block_size(slow.sde, x0, eigenpairs=True), shown=shown)
+
+
+def _path(shared: Any, numbered: tuple[Array, State], shown: dfx.AbstractProgressMeter[Any]) -> tuple[Saved, Ending]:
+    (slow, keys, times, grid, stride), (index, state) = shared, numbered
+    columns = jax.eval_shape(slow.sde.factor, state[0]).shape[1]
+    noise = StepBrownianPath(grid, keys, index, columns, stride)
+    terms = dfx.MultiTerm(dfx.ODETerm(SlowFlow(slow)), dfx.ControlTerm(SlowDiffusion(slow), noise))
+    knots = grid[::stride]
+    ends, controller = (knots[0], knots[-1]), dfx.StepTo(knots)
+    return solve_path(slow, terms, ManifoldEuler(slow), controller, state, times, ends, knots.shape[0], shown)
+
+
+def step_grid(times: np.ndarray, t0: float, t1: float, dt: float, fast: float = np.inf) -> np.ndarray:
+    """Equal steps of at most dt between saved times, so that every saved time is the end of a step.
+
+    What changes over a time `fast` at the start is followed by graded steps, g (fast + t − t0) as long as that is below
+    dt, with a g that falls with dt.
+    """
+    g = min(0.1, 10 * dt / (t1 - t0))
+    count = int(np.log(dt / (g * fast)) / np.log1p(g)) if g * fast < dt else 0
+    graded = t0 + min(fast, dt / g) * np.expm1(np.arange(1, count + 1) * np.log1p(g))
+    knots = np.unique(np.concatenate([[t0], graded[graded < t1], times, [t1]]))
+    counts = np.maximum(1, np.ceil(np.diff(knots) / dt * (1 - 1e-9)).astype(int))
+    pieces = [np.linspace(a, b, n, endpoint=False) for a, b, n in zip(knots[:-1], knots[1:], counts, strict=True)]
+    return np.concatenate([*pieces, [t1]])
+
+
+def falling_time(slow: SlowState, state: State) -> float:
+    """The time in which S falls from what it is at the start: contrast⁻²/c, infinite where it is at rest."""
+    optimizer = slow.sde.optimizer
+    if optimizer.quasi_static or not jax.tree.leaves(state[1]):
+        return np.inf
+    contrast = float(start_contrast(slow, state))
+    return 1 / (float(optimizer.c) * contrast**2) if contrast > SINGULAR else np.inf

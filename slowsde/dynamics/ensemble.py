@@ -1,0 +1,199 @@
+"""Many paths at once: in blocks of one size, over the devices of this process and over the processes of a program.
+
+A path's numbers are to depend on its key alone. Its noise does, by `fold_in(key, index)`; its rounding does if every
+path is computed by the same code at the same place of a batch. So paths 0 ... B−1 are one block, vectorized over, paths
+B ... 2B−1 the next, the last block is filled up, and B follows from the problem and the kind of device, never from the
+number of paths, devices or processes. Each device runs the same program on blocks of its own; nothing is summed across.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PyTree
+
+from manifolds.metrics.abstract import AbstractMetric
+from manifolds.metrics.diagonal import Identity
+from manifolds.support.blocks import batches_well
+
+from ..support.progress import part_of
+from .slow_sde import SlowSDE
+
+AXIS = "devices"
+# Paths in a block, at most, and how many numbers their noise factors B (p·r a path) may hold before there are fewer
+# than 8 paths. On two cores 8 paths of a small problem cost as much as one or two, and more than 64 save little; in a
+# large problem what fills up a block is not free. An accelerator wants more. (Only CPUs were measured.)
+MOST, NUMBERS = {"cpu": 64}, {"cpu": (2**17, 2**24)}
+MOST_ELSEWHERE, NUMBERS_ELSEWHERE = 1024, (2**24, 2**27)
+# Eigenpairs and factors gain little from vectorization where matrices have more than a few rows: batches with batch ×
+# rows² up to this cost at most 15 % more than larger ones. They are safe as well: XLA splits large batches among its
+# threads on a CPU, and two such calls can wait for each other for ever (seen with 64 matrices of 24 rows and with 32 of
+# 32, never with 16 of 32 or 64 of 16, nor with single matrices of 100 or 200 rows on up to eight devices at once).
+BATCHED = 1024
+POINTS = 16  # blocks of single points that one call computes: calls cost about 0.3 ms
+
+
+def map_paths(
+    function: Callable[[Any, Any, Any], PyTree],
+    shared: PyTree,
+    arguments: PyTree,
+    size: int,
+    *,
+    depth: int = 1,
+    shown: dfx.AbstractProgressMeter[Any] | None = None,
+) -> PyTree:
+    """function(shared, argument, meter) for every argument along the leading axis of `arguments`, stacked in order.
+
+    Args:
+        function: of one path, hashable (a function of a module, not a fresh lambda, which would be compiled anew).
+        shared: what all paths share, a pytree that every device gets a copy of.
+        arguments: pytree of arrays with leading axis n.
+        size: paths in a block, see `block_size`; 1 for one after the other, without vectorization.
+        depth: blocks that a device computes in one call.
+        shown: a progress meter; `function` passes the one that it is handed to `diffeqsolve`, say.
+
+    Returns: the results as NumPy arrays with leading axis n; in a program of several processes, which all must call
+        this alike, every process gets all of them.
+
+    Example:
+        >>> map_paths(lambda scale, x, meter: scale * x, 2.0, np.arange(5.0), size=8)
+        array([0., 2., 4., 6., 8.])
+    """
+    arguments = jax.tree.map(np.asarray, arguments)
+    count = jax.tree.leaves(arguments)[0].shape[0]
+    blocks = -(-count // size)
+    each = -(-blocks // jax.process_count())
+    # Where blocks are fewer than places for them, some processes compute the last one once more: shapes stay alike.
+    mine = np.minimum(jax.process_index() * each + np.arange(each), blocks - 1)
+    index = np.minimum(mine[:, None] * size + np.arange(size), count - 1)
+    found = _on_devices(function, shared, jax.tree.map(lambda leaf: leaf[index], arguments), depth, shown)
+    if jax.process_count() > 1:
+        found = multihost_utils.process_allgather(found)
+        found = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), found)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
+
+
+def map_points(function: Callable[[Any, Any, Any], PyTree], shared: PyTree, points: PyTree, size: int) -> PyTree:
+    """`map_paths` of single points of paths: leaves of points and results have the leading axes (paths, T)."""
+    shape = jax.tree.leaves(points)[0].shape[:2]
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), points)
+    found = map_paths(function, shared, flat, size, depth=POINTS)
+    return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), found)
+
+
+def block_size(sde: SlowSDE, x: Array, *, eigenpairs: bool) -> int:
+    """Paths in a block, a power of two; 1 where large eigenpairs must not be vectorized over (`manifolds.blocks`)."""
+    platform = _devices()[0].platform
+    factor, spectrum, metric = eqx.filter_eval_shape(_sizes, sde, x)
+    many, few = (bound // factor.size for bound in NUMBERS.get(platform, NUMBERS_ELSEWHERE))
+    size = _power_of_two(min(max(many, 8), few, MOST.get(platform, MOST_ELSEWHERE)))
+    # The matrices of a metric, as Shampoo's, have eigenpairs as well.
+    rows = [leaf.shape[-1] for leaf in jax.tree.leaves(metric) if leaf.ndim > 1] + [spectrum.shape[0]] * eigenpairs
+    if platform != "cpu" or not rows:
+        return size
+    return min(size, _power_of_two(BATCHED // max(rows) ** 2)) if batches_well(max(rows)) else 1
+
+
+def points_in_block(sde: SlowSDE, x: Array) -> int:
+    """As `block_size`, for what is computed once at a point; small, as it may hold a stored Jacobian or Hessian."""
+    return min(8, block_size(sde, x, eigenpairs=True))
+
+
+@eqx.filter_jit
+def _sizes(sde: SlowSDE, x: Array) -> tuple[Array, Array, AbstractMetric | None]:
+    if sde.problem.noise is None:  # points of a run without noise
+        return x, sde.loss.normal_space(x, Identity()).values, None
+    return sde.factor(x), sde.loss.normal_space(x, Identity()).values, sde.metric(sde.equilibrium(x))
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << (max(most, 1).bit_length() - 1)
+
+
+def _devices() -> list[Any]:
+    """The devices of this process, or the one that `jax.default_device` asks for."""
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if chosen is None or isinstance(chosen, str):
+        return jax.local_devices(backend=chosen)
+    return [chosen]
+
+
+def _on_devices(
+    function: Callable[[Any, Any, Any], PyTree],
+    shared: PyTree,
+    arguments: PyTree,
+    depth: int,
+    shown: dfx.AbstractProgressMeter[Any] | None,
+) -> PyTree:
+    """Blocks of arguments, leaves (blocks, size, ...), over the devices of this process; results in the same order."""
+    blocks = jax.tree.leaves(arguments)[0].shape[0]
+    devices = _devices()[:blocks]
+    each = -(-blocks // len(devices))
+    rounds = -(-each // depth)
+    mesh = Mesh(np.array(devices), (AXIS,))
+    arrays, rest = eqx.partition(shared, eqx.is_array)
+    shared = eqx.combine(jax.device_put(arrays, NamedSharding(mesh, P())), rest)
+    first = each * np.arange(len(devices))  # device d computes the blocks from first[d] on, `depth` in each round
+    many = np.clip(blocks - first, 0, each)
+    results = []
+    for number in range(rounds):
+        slots = number * depth + np.arange(depth)
+        index = np.minimum(first[:, None] + slots, blocks - 1)
+        active = np.clip(many - number * depth, 0, depth).astype(np.int32)
+        # The first device reports for all.
+        part = np.full((len(devices), 2), np.nan, np.float32)
+        part[0] = number / rounds, 1 / rounds
+        here = jax.tree.map(lambda leaf, index=index: leaf[index], arguments)
+        results.append(_round(function, shared, here, active, part, shown or dfx.NoProgressMeter(), mesh))
+    block = np.arange(blocks)
+    device, slot = block // each, block % each
+    at = slot // depth, device, slot % depth
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves])[at], *results)
+
+
+@eqx.filter_jit
+def _round(
+    function: Callable[[Any, Any, Any], PyTree],
+    shared: PyTree,
+    arguments: PyTree,
+    active: Any,
+    part: Any,
+    shown: dfx.AbstractProgressMeter[Any],
+    mesh: Mesh,
+) -> PyTree:
+    """`active` blocks on each device: leaves (devices, depth, size, ...), zero where a block is not active."""
+    arrays, rest = eqx.partition(shared, eqx.is_array)
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(AXIS), P(AXIS), P(AXIS)), out_specs=P(AXIS), check_vma=False)
+    def on_device(arrays: PyTree, arguments: PyTree, active: Array, part: Array) -> PyTree:
+        arguments, active, part = jax.tree.map(lambda leaf: leaf[0], (arguments, active, part))
+        meter = part_of(shown, part[0], part[1])
+
+        def path(argument: PyTree) -> PyTree:
+            return function(eqx.combine(arrays, rest), argument, meter)
+
+        @jax.jit
+        def block(arguments: PyTree) -> PyTree:
+            if jax.tree.leaves(arguments)[0].shape[0] > 1:
+                return jax.vmap(path)(arguments)
+            return jax.tree.map(lambda leaf: leaf[None], path(jax.tree.map(lambda leaf: leaf[0], arguments)))
+
+        def put(slot: Array, results: PyTree) -> PyTree:
+            found = block(jax.tree.map(lambda leaf: leaf[slot], arguments))
+            return jax.tree.map(lambda rows, row: rows.at[slot].set(row), results, found)
+
+        depth = jax.tree.leaves(arguments)[0].shape[0]
+        shapes = jax.eval_shape(block, jax.tree.map(lambda leaf: leaf[0], arguments))
+        results = jax.tree.map(lambda leaf: jnp.zeros((depth, *leaf.shape), leaf.dtype), shapes)
+        # A number of turns that the compiler does not know: it may not turn the loop into other code.
+        return jax.tree.map(lambda leaf: leaf[None], jax.lax.fori_loop(0, active, put, results))
+
+    return on_device(arrays, arguments, active, part)

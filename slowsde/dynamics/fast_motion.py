@@ -1,0 +1,118 @@
+"""The fast motion about Γ that the slow SDE averages out, measured at points of Γ: relaxation, fluctuations, stability.
+
+Runs keep what a verdict needs of it, and `studies.validity` turns it into ratios.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+import manifolds as mf
+from manifolds.normal.normal_space import AbstractNormalSpace
+from manifolds.support.arrays import nonzero
+
+from ..problems.abstract import AbstractLabelledProblem
+from ..problems.label_noise import LabelNoise
+from .ensemble import map_points, points_in_block
+from .slow_sde import SlowSDE
+
+Vector = Float[Array, " p"]
+DRAWS = 16  # fluctuations drawn at each point
+
+
+def spectral_history(sde: SlowSDE, xs: Array, vs: PyTree, ranks: Array, largest: Array) -> dict[str, np.ndarray]:
+    """What `simulate` keeps for `trust.validity_of_run`: mean_relaxation and sampling_eigenvalue, (paths, T).
+
+    `ranks` and `largest` are the rank and the largest eigenvalue of H' at the points, (paths, T).
+    """
+    return map_points(_history_at, sde, (xs, vs, ranks, largest), points_in_block(sde, xs[0, 0]))
+
+
+def _history_at(sde: SlowSDE, point: tuple[Vector, PyTree, Array, Array], shown: Any) -> dict[str, Array]:
+    x, v, rank, largest = point
+    metric = sde.metric(v)
+    if sde.has_sharpness:  # Σ' = αH', of which each q_i has the share λ_i/tr H'
+        mean = sde.hessian_scale * rank / nonzero(sde.power(x, metric.sqrt))
+    else:
+        mean = mean_relaxation(sde, x, sde.normal_space(x, v))
+    return {"mean_relaxation": mean, "sampling_eigenvalue": sampling_eigenvalue(sde, x, metric, largest)}
+
+
+def measure(sde: SlowSDE, xs: Array, vs: PyTree, rates: Float[np.ndarray, " T"]) -> dict[str, np.ndarray]:
+    """Everything that `trust.validity` asks for at every point: xs (paths, T, p) -> (paths, T) each.
+
+    `rates` are the learning rates in force at the saved times.
+    """
+    points = xs, vs, np.broadcast_to(rates, xs.shape[:2])
+    return map_points(_measures_at, sde, points, points_in_block(sde, xs[0, 0]))
+
+
+def _measures_at(sde: SlowSDE, point: tuple[Vector, PyTree, Array], shown: Any) -> dict[str, Array]:
+    x, v, lr = point
+    normal = sde.normal_space(x, v)
+    return {
+        "largest": normal.largest,
+        "smallest": normal.smallest,
+        "mean_relaxation": mean_relaxation(sde, x, normal),
+        "sampling": sampling_eigenvalue(sde, x, normal.metric, normal.largest),
+        "fluctuation": fluctuation(sde, x, normal, lr),
+        "rank": spectral_gap(normal),
+        "counted": sde.loss.normal_space(x, normal.metric).rank.astype(x.dtype),
+        "metric": normal.metric.largest().astype(x.dtype),
+    }
+
+
+def mean_relaxation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> Array:
+    """Σ_i w_i/λ_i, w_i the share of Σ' = S^½ΣS^½ along q_i: times η, the mean slow time of relaxing to Γ."""
+    power = jnp.diagonal(normal_covariance(sde, x, normal))
+    return jnp.sum(power * normal.inverse_values) / nonzero(jnp.sum(jnp.where(normal.mask, power, 0)))
+
+
+def sampling_eigenvalue(sde: SlowSDE, x: Vector, metric: mf.AbstractMetric, largest: Array) -> Array:
+    """(max_i tr H'_i − λ_max)/b for label noise on batches of b, else 0: H'_i = S^½ J_iᵀJ_i S^½ is that of sample i.
+
+    The Hessian of one sample varies about H, which makes fluctuations feed on themselves: their variance is amplified
+    by 1/(1 − s), s = η λ_max (1−β1)/(2(1+β1)) + ½ η (this number), at most. (Classification: J_iᵀΛ_iJ_i.)
+    """
+    problem, noise = sde.problem, sde.problem.noise
+    if not isinstance(noise, LabelNoise) or noise.batch_size is None:
+        return jnp.zeros((), x.dtype)
+    assert isinstance(problem, AbstractLabelledProblem)
+    norms = problem.least_squares_loss(sde.chart).row_norms(x, metric).reshape(problem.num_samples, -1)  # of J_i/√n
+    return jnp.maximum(problem.num_samples * jnp.max(jnp.sum(norms, axis=1)) - largest, 0) / noise.batch_size
+
+
+def fluctuation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace, lr: Array) -> Array:
+    """½ |S^½(∇L(ζ+δ) − Hδ)|² / |S^½Hδ|², sums over draws of δ ~ N(0, ηC) along S·(normal space), C as in `validity`.
+
+    C is the stationary covariance of the optimizer about Γ to leading order in η, whatever β1. The numerator is
+    ½|T[δδᵀ]|² and the ratio of order η.
+    """
+    both = normal.mask[:, None] & normal.mask[None, :]
+    sums = jnp.where(both, normal.values[:, None] + normal.values[None, :], 1)
+    variances, axes = jnp.linalg.eigh(jnp.where(both, normal_covariance(sde, x, normal) / sums, 0))
+    # The symmetric root of the covariance on fixed draws in R^p is continuous along a run: no sign of a q_i enters.
+    draws = normal.coordinates(jr.normal(jr.key(0), (x.shape[0], DRAWS), x.dtype))
+    y = jnp.sqrt(lr) * (axes @ (jnp.sqrt(jnp.maximum(variances, 0))[:, None] * (axes.T @ draws)))
+    slope = sde.loss.gradient(x)
+    forces = jax.vmap(lambda delta: sde.loss.gradient(x + delta) - slope, 1, 1)(normal.metric.sqrt(normal.lift(y)))
+    linear = normal.lift(normal.values[:, None] * y)
+    return 0.5 * jnp.sum((normal.metric.sqrt(forces) - linear) ** 2) / nonzero(jnp.sum(linear**2))
+
+
+def normal_covariance(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> Float[Array, "m m"]:
+    """Qᵀ S^½ Σ S^½ Q, the covariance of the noise along the q_i: α Diag(λ) where Σ = αH."""
+    if sde.has_sharpness:
+        return sde.hessian_scale * jnp.diag(jnp.where(normal.mask, normal.values, 0))
+    b = normal.coordinates(normal.metric.sqrt(sde.factor(x)))
+    return b @ b.T
+
+
+def spectral_gap(normal: AbstractNormalSpace) -> Array:
+    """The largest |λ_i| that counts as zero, at least rounding, over the smallest eigenvalue that does not."""
+    rounding = jnp.finfo(normal.values.dtype).eps * normal.largest
+    return jnp.maximum(jnp.max(jnp.where(normal.mask, 0, jnp.abs(normal.values))), rounding) / normal.smallest

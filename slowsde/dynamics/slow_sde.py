@@ -1,0 +1,240 @@
+"""Drift and diffusion of the slow SDE for (ζ, v), position on Γ and preconditioner state.
+
+    dζ = s Π S B dW + ½ s² ∂²Φ_S(ζ)[S Σ S] dt − s Π ω ζ dt,    dv = c (V(Σ(ζ)) − v) dt,    S = S(v), Σ = B Bᵀ
+
+in slow time t = kη², with s(t) the learning rate over η and ω the decoupled weight decay (1 and 0 in the plain case).
+Label noise, Σ = αH: dζ/dt = −(α/4) s² Π S T[S], nothing diffuses. (Li, Wen and Lyu 2025; s and ω by the same
+derivation: a learning rate sη makes fluctuations ∝ sη and steps ∝ sη, and the decay moves η²sω θ a step.)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+import manifolds as mf
+from manifolds import second_order
+from manifolds.normal.constraints import LOOSE
+from manifolds.support.coordinates import Coordinates, ravel
+
+from ..optimizers.agm import AGM
+from ..problems.abstract import AbstractProblem
+from ..problems.route import Route
+
+Vector = Float[Array, " p"]
+
+
+class SlowSDE(eqx.Module):
+    """The slow SDE on flat coordinates: what every integrator and every report asks of a problem and an optimizer.
+
+    `rank` is the rank of H on Γ, fixed at the start of a run (None: counted from the spectrum each time).
+    """
+
+    problem: AbstractProblem
+    optimizer: AGM
+    loss: mf.AbstractLoss
+    rank: Int[Array, ""] | None = None
+
+    @property
+    def chart(self) -> Coordinates:
+        return self.loss.coordinates
+
+    @property
+    def diffuses(self) -> bool:
+        """False if the noise has no part along Γ, so that the slow SDE is an ODE (label noise)."""
+        return self._noise.diffuses(self.problem)
+
+    @property
+    def has_sharpness(self) -> bool:
+        """Whether Σ = αH on Γ, so that the flow is the semi-gradient of a sharpness."""
+        return self.hessian_scale is not None
+
+    @property
+    def hessian_scale(self) -> Any:
+        """α if Σ = αH on Γ, else None."""
+        return self._noise.hessian_scale(self.problem)
+
+    @property
+    def _noise(self) -> Any:
+        assert self.problem.noise is not None
+        return self.problem.noise
+
+    def noise_report(self, x: Vector) -> dict[str, float]:
+        """What is known of the accuracy of the noise model at x on Γ, for the report of a run."""
+        return self._noise.report(self.problem, self.chart, x)
+
+    def factor(self, x: Vector) -> Float[Array, "p r"]:
+        """B(x)."""
+        return self._noise.factor(self.problem, self.chart, x)
+
+    def sum_over_columns(self, function: Callable[[PyTree], PyTree], x: Vector) -> PyTree:
+        """Σ_j function(b_j) over the columns of B(x) as params-like pytrees, without B itself under label noise."""
+        return self._noise.sum_over_columns(function, self.problem, self.chart, x)
+
+    def power(self, x: Vector, act: Callable[[Vector], Vector]) -> Array:
+        """|A B(x)|², Frobenius, for a linear `act` on flat vectors: tr SΣ for S^½."""
+        return self.sum_over_columns(lambda b: jnp.sum(act(ravel(b)) ** 2), x)
+
+    def equilibrium(self, x: Vector) -> PyTree:
+        """V(Σ(x)), where the state v relaxes to."""
+        return self.sum_over_columns(self.optimizer.V, x)
+
+    def state_shapes(self) -> PyTree:
+        """The form of v, with the shapes of its leaves: that of V of a single gradient."""
+        gradient = jax.ShapeDtypeStruct((self.chart.size,), jnp.result_type(float))
+        return jax.eval_shape(lambda g: self.optimizer.V(self.chart.unravel_arrays(g)), gradient)
+
+    def arranged(self, v: PyTree) -> PyTree:
+        """v in the form of V(Σ), also if it is one second moment like params and the optimizer divides its own."""
+        fits = jax.tree.structure(v) == jax.tree.structure(self.state_shapes())
+        return v if fits else self.optimizer.arranged(v)
+
+    def metric(self, v: PyTree) -> mf.AbstractMetric:
+        """S(v)."""
+        return self.optimizer.metric(v, self.chart)
+
+    def stochastic_gradient(self, x: Vector, key: Any) -> Vector:
+        """One draw of the gradient."""
+        return self._noise.gradient(self.problem, self.chart, x, key)
+
+    def normal_space(self, x: Vector, v: PyTree) -> Any:
+        """Eigenpairs of H' = S^½ H S^½ at x in the metric S(v)."""
+        return self.loss.normal_space(x, self.metric(v), self.rank)
+
+    def frame(self, x: Vector, v: PyTree) -> Any:
+        """What the drift asks of the normal space at x: eigenpairs only where Σ is not αH."""
+        if not self.has_sharpness:
+            return self.normal_space(x, v)
+        metric = self.metric(v)
+        return self.loss.constraints(x, metric, self.rank, self.loss.roughly(x, metric))
+
+    def tangential_drift(self, x: Vector, normal: Any, t: Any) -> Vector:
+        """−½ s² Π S T[C] − s Π ω x, the part of the drift along Γ; the first is −(α/4) s² Π S T[S] for label noise."""
+        alpha, pace = self.hessian_scale, self.optimizer.pace(t)
+        if alpha is not None:
+            drift = alpha * second_order.sharpness_drift(self.loss, x, normal)
+        else:
+            drift = second_order.tangential_drift(self.loss, x, normal, self.factor(x))
+        drift = pace**2 * drift
+        return drift - pace * normal.project(self.optimizer.decay(self.chart) * x) if self.optimizer.decays else drift
+
+    def sharpness_gradient(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Vector:
+        """(α/4) s² T[S] + s ω S⁻¹x: the gradient of (α/4) s² ⟨H, S⟩ + ½ s ω |x|²_{S⁻¹}, S held fixed (label noise)."""
+        alpha, pace = self.hessian_scale, self.optimizer.pace(t)
+        gradient = 0.25 * alpha * pace**2 * self.loss.contract_metric(x, metric)
+        if not self.optimizer.decays:
+            return gradient
+        return gradient + metric.inv_sqrt(metric.inv_sqrt(pace * self.optimizer.decay(self.chart) * x))
+
+    def implicit_frame(
+        self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array, near: Any = None
+    ) -> tuple[Array, Any]:
+        """What implicit steps of lengths about h from x have in common: the multipliers that hold them on Γ, those in
+        the metric of such a step, and what preconditions their solves, `near` if it will do."""
+        damped = self._step_metric(x, metric, t, h)
+        near = self.loss.renewed(near, x, damped)
+        normal = self.loss.constraints(x, damped, self.rank, near)
+        return normal.multipliers(self.sharpness_gradient(x, metric, t), LOOSE), near
+
+    def nearby(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> Any:
+        """What preconditions the solves of implicit steps of lengths about h from x, see `AbstractLoss.nearby`."""
+        return self.loss.nearby(x, self._step_metric(x, metric, t, h))
+
+    def damped_constraints(
+        self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array, frame: tuple[Array, Any]
+    ) -> Any:
+        """The constraints of an implicit step of length h in its metric (S⁻¹ + hG)⁻¹, with G ≥ 0 a diagonal model of
+        the Hessian of (α/4)s²⟨H, S⟩ along Γ; `frame` is the `implicit_frame` of a point nearby."""
+        multipliers, near = frame
+        curvature = self._sharpness_curvature(x, metric, t) - self.loss.constraint_curvature(x, multipliers)
+        return self.loss.constraints(x, _damped(metric, h * jnp.maximum(curvature, 0)), self.rank, near)
+
+    def _step_metric(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> mf.AbstractMetric:
+        return _damped(metric, h * self._sharpness_curvature(x, metric, t))
+
+    def _sharpness_curvature(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Vector:
+        scale = self.hessian_scale * self.optimizer.pace(t) ** 2
+        return scale * second_order.sharpness_curvature(self.loss, x, metric)
+
+    def relaxed(self, x: Vector, v: PyTree, t: Any, h: Any) -> PyTree:
+        """v at t + h from v at t if x stays: v + (V(Σ) − v)(1 − e^{−ch}), exactly."""
+        return self.optimizer.relaxed(v, self.equilibrium(x), t, h)
+
+    def diffusion(self, x: Vector, normal: Any, t: Any) -> Float[Array, "p r"]:
+        """s Π S B; zero for label noise."""
+        if not self.diffuses:
+            like = jax.eval_shape(self.factor, x)
+            return jnp.zeros(like.shape, like.dtype)
+        return self.optimizer.pace(t) * second_order.tangential_factor(normal, self.factor(x))
+
+    def drift(self, x: Vector, normal: Any, t: Any) -> Vector:
+        """½ s² ∂²Φ_S[SΣS] − s Π ω x, with the Itô term normal to Γ that tangential noise causes."""
+        drift = self.tangential_drift(x, normal, t)
+        if not self.diffuses:
+            return drift
+        return drift + self.optimizer.pace(t) ** 2 * second_order.normal_drift(self.loss, x, normal, self.factor(x))
+
+    def stillness(self, x: Vector, v: PyTree, t: Any, far: Vector) -> tuple[Array, Array]:
+        """|dζ/dt|_{S⁻¹} of a flow without diffusion, and a number without units that vanishes where it is stationary.
+
+        That is the larger of |v − V(Σ)|/|V(Σ)| and of |dζ/dt|_{S⁻¹} times the time |ζ|²/(¼ tr S^½ΣS^½), the one in
+        which the flow crosses its own size |ζ| = |x|_{S⁻¹} + |x − far|_{S⁻¹}: under label noise the logarithmic
+        derivative of ⟨H, S⟩ along Γ.
+        """
+        metric = self.metric(v)
+        speed = jnp.linalg.norm(metric.inv_sqrt(self.tangential_drift(x, self.frame(x, v), t)))
+        size = jnp.linalg.norm(metric.inv_sqrt(x)) + jnp.linalg.norm(metric.inv_sqrt(x - far))
+        power = 0.25 * self.power(x, metric.sqrt)
+        target = self.equilibrium(x)
+        lag = _norm(jax.tree.map(jnp.subtract, v, target)) / jnp.maximum(_norm(target), jnp.finfo(x.dtype).tiny)
+        return speed, jnp.maximum(speed * size / power, lag)
+
+    def v_drift(self, x: Vector, v: PyTree, t: Any) -> PyTree:
+        """c (V(Σ) − v); zero in the quasi-static limit, where v has no motion of its own."""
+        if self.optimizer.quasi_static:
+            return jax.tree.map(jnp.zeros_like, v)
+        rate = self.optimizer.rate(t)
+        return jax.tree.map(lambda target, now: rate * (target - now), self.equilibrium(x), v)
+
+
+def _damped(metric: mf.AbstractMetric, damping: Vector) -> mf.AbstractMetric:
+    damped = metric.damped(damping)
+    assert damped is not None
+    return damped
+
+
+def _norm(tree: PyTree) -> Array:
+    return jnp.sqrt(sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), jnp.zeros(())))
+
+
+@eqx.filter_jit
+def equilibrium(sde: SlowSDE, x: Vector) -> PyTree:
+    """V(Σ(x)), compiled: the state v0 that a run starts with by default."""
+    return sde.equilibrium(x)
+
+
+def slow_sde(problem: AbstractProblem, optimizer: AGM, chart: Coordinates, route: str | Route = "auto") -> SlowSDE:
+    """The slow SDE of `optimizer` on `problem`; ValueError if the problem has no noise or an unsuitable one."""
+    if not isinstance(problem, AbstractProblem):
+        raise ValueError(
+            f"problem={problem!r} must be a Problem, LeastSquares, Classification, EmpiricalRisk or from_sympy(...)."
+        )
+    if not isinstance(optimizer, AGM):
+        raise ValueError(f"optimizer={optimizer!r} must be an AGM, such as sgd(), adam(c=1.0) or AGM(V, S, c).")
+    if problem.noise is None:
+        raise ValueError(
+            "problem has no noise, and without noise nothing moves on the slow clock. Pass noise=LabelNoise(...), "
+            "GaussianNoise(...) or MinibatchNoise(...) to the problem."
+        )
+    problem.noise.check(problem)
+    return SlowSDE(problem, _with_array_rates(optimizer), problem.flat_loss(chart, route))
+
+
+def _with_array_rates(optimizer: AGM) -> AGM:
+    # Numbers as arrays, so that compiled code serves every c; an infinite c and no weight decay select other code.
+    c = optimizer.c if optimizer.quasi_static else jnp.asarray(optimizer.c)
+    decay = jax.tree.map(jnp.asarray, optimizer.weight_decay) if optimizer.decays else 0.0
+    return eqx.tree_at(lambda o: (o.c, o.b1, o.weight_decay), optimizer, (c, jnp.asarray(optimizer.b1), decay))

@@ -1,0 +1,140 @@
+"""One path of the slow SDE by Diffrax: what is saved of it, and how it ended."""
+
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .ensemble import map_paths, points_in_block
+from .result import Result
+from .solvers.euler import ManifoldEuler
+from .solvers.explicit import ReturningSolver
+from .solvers.state import SlowState, State
+
+
+class Saved(eqx.Module):
+    """What is kept of every path at every saved time, leaves (paths, T, ...); unreached rows are infinite."""
+
+    x: Float[Array, "paths T p"]
+    v: PyTree
+    residual: Float[Array, "paths T"]  # what is left of the loss; NaN where the path was not on Γ
+    rank: Float[Array, "paths T"]
+    smallest: Float[Array, "paths T"]  # the extreme nonzero eigenvalues of H'
+    largest: Float[Array, "paths T"]
+
+
+class Method(NamedTuple):
+    """How a run is to be solved, see `runs.simulate`: what is asked of all solvers travels as one."""
+
+    solver: str
+    dt: float
+    rtol: float
+    tol: float
+    max_steps: int
+
+
+class Ending(eqx.Module):
+    """How the paths ended, leaves (paths, ...)."""
+
+    time: Float[Array, " paths"]
+    state: State
+    failed: Bool[Array, " paths"]
+    too_long: Bool[Array, " paths"]
+    jumped: Bool[Array, " paths"]
+    steps: Int[Array, " paths"]
+
+
+class Solved(NamedTuple):
+    """All that the solve of a run found."""
+
+    times: np.ndarray  # (T,) the saved ones
+    saved: Saved
+    ending: Ending
+    stats: dict[str, Any]
+    rests: bool = True  # False where a run to rest was not there in time
+
+
+def solve_path(
+    slow: SlowState,
+    terms: Any,
+    solver: Any,
+    controller: Any,
+    state0: State,
+    times: Float[Array, " T"],
+    interval: tuple[Array, Array],
+    max_steps: int,
+    shown: dfx.AbstractProgressMeter[Any],
+) -> tuple[Saved, Ending]:
+    """One path."""
+
+    def save(t: Any, state: State, args: Any) -> Saved:
+        regular = jnp.asarray(True)
+        if isinstance(solver, ReturningSolver):  # others end a step there; between steps the interpolant leaves Γ
+            state, regular = slow.returned(state)
+        x, v = state[0], slow.v(state)
+        normal = slow.sde.normal_space(x, v)
+        residual = jnp.where(regular, slow.sde.loss.residual(x), jnp.nan)
+        return Saved(x, v, residual, normal.rank.astype(x.dtype), normal.smallest, normal.largest)
+
+    solution = dfx.diffeqsolve(
+        terms,
+        solver,
+        *interval,
+        None,
+        state0,
+        saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(ts=times, fn=save), dfx.SubSaveAt(t1=True)]),
+        stepsize_controller=controller,
+        adjoint=dfx.ForwardMode(),
+        max_steps=max_steps,
+        progress_meter=shown,
+        throw=False,
+    )
+    assert solution.ts is not None
+    assert solution.ys is not None
+    saved, last = solution.ys
+    ending = ending_of(solution, solution.ts[1][-1], jax.tree.map(lambda leaf: leaf[-1], last))
+    failed = ending.failed | jnp.any(~jnp.isfinite(saved.residual))
+    jumped = (solution.result == dfx.RESULTS.dt_min_reached) & isinstance(solver, ManifoldEuler)
+    return saved, eqx.tree_at(lambda e: (e.failed, e.jumped), ending, (failed, jumped))
+
+
+def ending_of(solution: dfx.Solution, time: Array, state: State) -> Ending:
+    result = solution.result
+    return Ending(
+        time=time,
+        state=state,
+        failed=(result != dfx.RESULTS.successful) & (result != dfx.RESULTS.event_occurred),
+        too_long=result == dfx.RESULTS.max_steps_reached,
+        jumped=jnp.asarray(False),
+        steps=solution.stats["num_steps"],
+    )
+
+
+def result_codes(slow: SlowState, ending: Ending) -> np.ndarray:
+    """(paths,) `Result` codes, from the state in which each failed path ended."""
+    failed = np.asarray(ending.failed)
+    if not failed.any():
+        return np.zeros(failed.shape, int)
+    ends = ending.state, ending.time
+    smallest, finite = map_paths(_diagnose, slow, ends, points_in_block(slow.sde, ending.state[0][0]))
+    lost = np.asarray(ending.jumped) | (smallest < float(slow.floor) * 1e4)
+    return np.select(
+        [~failed, np.asarray(ending.too_long), ~finite, lost],
+        [Result.SUCCESS, Result.MAX_STEPS, Result.NON_FINITE, Result.RANK_LOST],
+        Result.LEFT_MANIFOLD,
+    )
+
+
+def _diagnose(slow: SlowState, end: tuple[State, Array], shown: Any) -> tuple[Array, Array]:
+    """The last nonzero eigenvalue of H' where a path ended, and whether state and drift are finite there."""
+    state, t = end
+    normal = slow.sde.normal_space(state[0], slow.v(state))
+    drift = slow.sde.tangential_drift(state[0], normal, t)
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, drift))]
+    # By position, not by mask: a lost eigenvalue is masked.
+    rank = normal.rank if slow.sde.rank is None else slow.sde.rank
+    return normal.values[jnp.maximum(rank, 1) - 1], jnp.all(jnp.stack(finite))

@@ -1,0 +1,103 @@
+"""An implicit step for stiff slow flows: linearly implicit Euler on Γ, extrapolated in the step size.
+
+Under label noise adaptive methods drive coordinates to zero, so that S_i → 1/ε there and the flow relaxes at rates of
+order αS². With S frozen it is the gradient flow, in the metric S⁻¹, of (α/4)⟨H(ζ), S⟩ on Γ, and one step of implicit
+Euler minimizes ½h⁻¹‖ζ − ζ_k‖²_{S⁻¹} + (α/4)⟨H(ζ), S⟩ on Γ. Linearized, with a diagonal model G of the second derivative
+of the last term, that is a step of the explicit flow in the damped metric P = (S⁻¹ + hG)⁻¹:
+
+    ζ* = ζ_k − h (α/4) Π_P P T[S],      ζ_{k+1} = return of ζ* to Γ in the metric P.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+import manifolds as mf
+from manifolds.normal.constraints import LOOSE
+
+from .state import SlowState, State, finite_end, scaled_error
+
+
+class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
+    """Aitken–Neville extrapolation of linearly implicit Euler over 1, 2, ..., `stages` substeps: order `stages`.
+
+    The substeps freeze S(v) at the state v relaxed over the substep (exactly, so a large c costs nothing). The error
+    estimate is the difference of the last two extrapolants, scaled by `rtol` (see `scaled_error`). (Hairer and
+    Wanner II, IV.9, for the method without a manifold.)
+    """
+
+    slow: SlowState
+    rtol: Any
+    stages: int = eqx.field(static=True, default=4)
+
+    term_structure: ClassVar = dfx.AbstractTerm
+    interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
+
+    def order(self, terms: Any) -> int:
+        return self.stages
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any) -> Any:
+        h = t1 - t0
+        return self.slow.sde.nearby(y0[0], self.middle_metric(y0, t0, h), t0, h / 2)
+
+    def func(self, terms: Any, t0: Any, y0: State, args: Any) -> State:
+        return terms.vf(t0, y0, args)
+
+    def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: Any, made_jump: Any) -> Any:
+        h = t1 - t0
+        frame = self.slow.sde.implicit_frame(y0[0], self.middle_metric(y0, t0, h), t0, h / 2, near=solver_state)
+
+        def refined(n: Array) -> State:
+            return jax.lax.fori_loop(0, n, lambda k, state: self.euler(state, t0 + k * h / n, h / n, frame), y0)
+
+        ends = to_logarithms(jax.lax.map(refined, jnp.arange(1, self.stages + 1)))  # one loop, so compiled once
+        row: list[State] = []
+        for n in range(1, self.stages + 1):
+            new: list[State] = [jax.tree.map(lambda leaf, n=n: leaf[n - 1], ends)]
+            for k, coarser in enumerate(row):
+                ratio = n / (n - k - 1) - 1
+                new.append(jax.tree.map(lambda a, b, ratio=ratio: a + (a - b) / ratio, new[k], coarser))
+            row = new
+        # A coordinate that is being driven to zero within the step has no expansion in its length: take the plain one.
+        (best, v1), plain = row[-1], row[0][0]
+        vanishing = (jnp.abs(plain) < 0.5 * jnp.abs(y0[0])) & (jnp.abs(best - row[-2][0]) > 0.1 * jnp.abs(plain))
+        row[-1] = (jnp.where(vanishing, plain, best), v1)
+        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(row[-1]), near=frame[1]))
+        previous = from_logarithms(row[-2])
+        error = scaled_error(self.slow, jax.tree.map(jnp.subtract, y1, previous), y0, y1, self.rtol, regular)
+        return y1, error, {"y0": y0, "y1": y1}, frame[1], dfx.RESULTS.successful
+
+    def middle_metric(self, state: State, t: Array, h: Array) -> mf.AbstractMetric:
+        """S(v) in the middle of a step of length h."""
+        return self.slow.sde.metric(self.slow.v(self.relaxed(state, t, h / 2)))
+
+    def relaxed(self, state: State, t: Array, h: Array) -> State:
+        """The state with v at t + h if ζ stays."""
+        x, v = state
+        return x, None if v is None else self.slow.sde.relaxed(x, v, t, h)
+
+    def euler(self, state: State, t: Array, h: Array, frame: Any) -> State:
+        """One substep of linearly implicit Euler from t to t + h. It ends off Γ by O(h³), one Newton step with the
+        Jacobian of its start; whole steps end on Γ to rounding."""
+        sde = self.slow.sde
+        x, v = self.relaxed(state, t, h)
+        metric = sde.metric(self.slow.v((x, v)))
+        normal = sde.damped_constraints(x, metric, t + h, h, frame)
+        gradient = sde.sharpness_gradient(x, metric, t + h)
+        x = x - h * normal.project_gradient(gradient, LOOSE)  # what is left of its normal part the return removes
+        return x - sde.loss.newton_step(x, normal), v
+
+
+def to_logarithms(state: State) -> State:
+    """(ζ, log v): the state is positive and spans decades, and extrapolation must keep it positive."""
+    return state[0], jax.tree.map(lambda leaf: jnp.log(jnp.maximum(leaf, jnp.finfo(leaf.dtype).tiny)), state[1])
+
+
+def from_logarithms(state: State) -> State:
+    """(ζ, v) back from (ζ, log v)."""
+    return state[0], jax.tree.map(jnp.exp, state[1])

@@ -1,0 +1,101 @@
+"""Where a run starts: Φ_S(params0) on Γ, checked, with the optimizer's state there."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+import manifolds as mf
+from manifolds.geometry import limit_map
+from manifolds.maps.limit_map import LimitPoint, as_rank, check_limit, compiled_limit_point
+from manifolds.normal.normal_space import rank_tolerance
+from manifolds.support.coordinates import Coordinates
+from manifolds.support.precision import cast, working_precision
+
+from ..problems.abstract import AbstractProblem
+from ..problems.route import Route
+from . import checks
+from .slow_sde import SlowSDE, equilibrium
+from .solvers.state import SlowState
+
+
+def to_manifold(
+    problem: AbstractProblem,
+    params: PyTree,
+    metric: Any = None,
+    *,
+    route: str | Route = "auto",
+    rank: int | None = None,
+    dtype: Any = "float64",
+) -> PyTree:
+    """Φ_S(params): train `params` to the manifold of minimizers of a problem by its preconditioned gradient flow.
+
+    `manifolds.limit_map` by the problem's own route. `metric` is S (None: plain gradient flow, see
+    `manifolds.as_metric`). Raises `manifolds.ManifoldError` (a ValueError) where the flow reaches no regular minimizer.
+
+    Example:
+        >>> start = to_manifold(problem, params0)
+    """
+    with working_precision(dtype) as precision:
+        problem, params, metric = cast((problem, params, metric), precision)
+        chart = Coordinates.of(params)
+        if metric is None:  # as a diagonal, so that what is compiled here serves Adam's metric too
+            metric = mf.Diagonal(jnp.ones(chart.size, precision))
+        return limit_map(problem.flat_loss(chart, route), params, metric, rank=rank, dtype=precision)
+
+
+def initial_state(sde: SlowSDE, x0: Array, v0: PyTree, t0: float) -> PyTree:
+    """v0, checked; V(Σ(x0)) for None.
+
+    With bias correction a run from t0 = 0 has seen no gradient before its first: v0 = 0 stands for that, and the
+    corrected state starts at V(Σ), the mean over any short time.
+    """
+    if v0 is None:
+        return equilibrium(sde, x0)
+    v0 = sde.arranged(v0)
+    checks.check_state(sde, v0)
+    if sde.optimizer.bias_correction and t0 == 0:
+        if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(v0)):
+            raise ValueError(
+                "v0 has no weight in a bias-corrected run from t0=0, which starts from v=0: leave v0=None, or pass the "
+                "slow time t0 = kη² at which v0/(1−β2^k) was read."
+            )
+        return equilibrium(sde, x0)
+    return v0
+
+
+def start_on_manifold(
+    sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None, t0: float = 0.0
+) -> tuple[SlowState, LimitPoint, PyTree]:
+    """Φ_{S(v0)}(x0), checked, with the slow SDE on Γ at its rank and the state v0 there."""
+    v0 = initial_state(sde, x0, v0, t0)
+    start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
+    check_limit(start)
+    _check_interpolation(sde, start)
+    if int(start.rank) == x0.size:
+        raise ValueError(
+            f"params0 leads to an isolated minimizer: the Hessian has full rank {x0.size}, so there is no manifold to "
+            "drift along. The slow SDE needs more parameters than the data determine."
+        )
+    checks.check_noise_on_manifold(sde, start.point, start.spectrum[0])
+    # An eigenvalue that was regular at the start and has shrunk so far has vanished for every practical purpose.
+    floor = rank_tolerance(x0.dtype) * start.spectrum[start.rank - 1]
+    if not sde.diffuses and isinstance(sde.loss, mf.LeastSquaresLoss):
+        # Sparse ends are singular points of Γ. There a flow that interpolates goes on along what is left of Γ: the rank
+        # is counted anew at every step, and the saved ranks tell.
+        return SlowState(sde, jnp.full_like(floor, -jnp.inf)), start, v0
+    sde = eqx.tree_at(lambda s: s.rank, sde, start.rank, is_leaf=lambda leaf: leaf is None)
+    return SlowState(sde, floor), start, v0
+
+
+def _check_interpolation(sde: SlowSDE, start: LimitPoint) -> None:
+    if sde.diffuses and not isinstance(sde.loss, mf.LeastSquaresLoss):
+        return
+    value = float(sde.loss.value(start.point))
+    if value > float(jnp.finfo(start.point.dtype).eps) ** 0.5 * (1 + float(start.spectrum[0])):
+        raise ValueError(
+            f"The minimizers reached from params0 do not interpolate (loss {value:.3g} on Γ), as label noise and the "
+            "kernel route require. Use fewer data or a larger model; with other noise, route='dense'."
+        )

@@ -1,0 +1,165 @@
+"""Adaptive gradient methods as pairs (V, S): m ← β1 m + (1−β1) g, v ← β2 v + (1−β2) V(g gᵀ), θ ← θ − η S(v) m.
+
+V is linear in g gᵀ, so it is given as a function of g that is quadratic; S maps the state v to a metric. The rate
+c = (1−β2)/η² is held fixed as η → 0 and β1 drops out of the slow dynamics (Li, Wen and Lyu 2025).
+"""
+
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+import manifolds as mf
+from manifolds.support.coordinates import Coordinates
+from manifolds.support.precision import is_traced
+
+
+class Settings(TypedDict, total=False):
+    """What people add to an optimizer: keywords of `AGM` that every optimizer here takes and passes on."""
+
+    bias_correction: bool
+    weight_decay: Any
+    schedule: Callable[[Any], Any] | None
+
+
+class AGM(eqx.Module):
+    """An adaptive gradient method.
+
+    Args:
+        V: gradient (params-like) -> state increment (any pytree), quadratic: V(sg) = s² V(g).
+        S: state -> metric (`manifolds.AbstractMetric`, or anything `manifolds.as_metric` understands; a params-like
+            diagonal may lack trailing axes, which is one value a row, or one a leaf).
+        c: (1−β2)/η², the rate at which the state relaxes per unit of slow time t = kη²; `jnp.inf` for the
+            quasi-static limit v = V(Σ(ζ)).
+        b1: the momentum β1 of the discrete method.
+        bias_correction: what real Adam does, m/(1−β1^k) and v/(1−β2^k) after k steps from m = v = 0. States v below
+            are then the corrected ones, those that S acts on, v̂ = v/(1−e^{−ct}), with dv̂ = c (V(Σ)−v̂)/(1−e^{−ct}) dt.
+        weight_decay: decoupled, ω ≥ 0: θ ← θ − η²ω θ besides (AdamW's coefficient is ηω), a drift −Π ω ζ. A number, or
+            a params-like pytree of numbers or arrays.
+        schedule: s(t) > 0, the learning rate at slow time t is η s(t): diffusion × s, drift × s², weight decay × s.
+            None for 1.
+
+    Raises ValueError for c ≤ 0, b1 outside [0, 1) or a negative weight decay.
+
+    Example:
+        >>> clipped = AGM(V=lambda g: jax.tree.map(jnp.square, g),
+        ...               S=lambda v: jax.tree.map(lambda x: jnp.minimum(1 / (jnp.sqrt(x) + 1e-8), 10.0), v), c=1.0)
+    """
+
+    V: Callable[[PyTree], PyTree]
+    S: Callable[[PyTree], Any]
+    c: Any
+    b1: Any
+    bias_correction: bool = eqx.field(static=True)
+    weight_decay: Any
+    schedule: Callable[[Any], Any] | None
+
+    def __init__(
+        self,
+        V: Callable[[PyTree], PyTree],
+        S: Callable[[PyTree], Any],
+        c: Any,
+        b1: Any = 0.0,
+        *,
+        bias_correction: bool = False,
+        weight_decay: Any = 0.0,
+        schedule: Callable[[Any], Any] | None = None,
+    ):
+        if not is_traced(c) and not float(c) > 0:
+            raise ValueError(f"c={c} must be positive: c = (1 − β2)/η², see slow_rate(lr, b2); jnp.inf is allowed.")
+        if not is_traced(b1) and not 0 <= float(b1) < 1:
+            raise ValueError(f"b1={b1} must lie in [0, 1).")
+        if not is_traced(weight_decay) and not all(np.all(np.asarray(w) >= 0) for w in jax.tree.leaves(weight_decay)):
+            raise ValueError(f"weight_decay={weight_decay} must not be negative.")
+        if not (schedule is None or callable(schedule)):
+            raise ValueError(f"schedule={schedule!r} must be a function s(t) of slow time, or None for a constant one.")
+        self.V, self.S, self.c, self.b1 = V, S, c, b1
+        self.bias_correction, self.weight_decay, self.schedule = bool(bias_correction), weight_decay, schedule
+
+    @property
+    def quasi_static(self) -> bool:
+        """Whether v follows ζ at once, v = V(Σ(ζ))."""
+        return not is_traced(self.c) and bool(np.isinf(self.c))
+
+    @property
+    def autonomous(self) -> bool:
+        """Whether the slow SDE has no explicit time in it."""
+        return not self.bias_correction and self.schedule is None
+
+    def pace(self, t: Any) -> Array:
+        """s(t), the learning rate at slow time t over η."""
+        return jnp.asarray(1.0) if self.schedule is None else jnp.asarray(self.schedule(t))
+
+    def rate(self, t: Any) -> Array:
+        """The rate at which v relaxes to V(Σ): c, or c/(1−e^{−ct}) for a bias-corrected v."""
+        if not self.bias_correction or self.quasi_static:
+            return jnp.asarray(self.c)
+        # At t = 0, where v = V(Σ) already, 0/0 is avoided.
+        return self.c / -jnp.expm1(-jnp.maximum(self.c * t, jnp.finfo(jnp.result_type(t)).eps ** 0.5))
+
+    def relaxed(self, v: PyTree, target: PyTree, t: Any, h: Any) -> PyTree:
+        """v at t + h from v at t, exactly, if its target V(Σ) stays: v + (V(Σ) − v)(1−e^{−ch}).
+
+        For a corrected v the share that has come since t is (1−e^{−ch})/(1−e^{−c(t+h)}).
+        """
+        share = -jnp.expm1(-self.c * h)  # exact for short h, in which a v that starts at 0 must grow
+        renewed = share / -jnp.expm1(-self.c * (t + h)) if self.bias_correction else share
+        return jax.tree.map(lambda end, now: now + renewed * (end - now), target, v)
+
+    @property
+    def decays(self) -> bool:
+        """Whether there is any weight decay."""
+        leaves = jax.tree.leaves(self.weight_decay)
+        return any(is_traced(leaf) or bool(np.any(np.asarray(leaf) != 0)) for leaf in leaves)
+
+    def decay(self, chart: Coordinates) -> Array:
+        """ω, one for each parameter (p,) or one for all ()."""
+        return flat_decay(self.weight_decay, chart)
+
+    def metric(self, v: PyTree, chart: Coordinates) -> mf.AbstractMetric:
+        """S(v) on the flat coordinates of `chart`."""
+        return mf.as_metric(chart.expand(self.S(v)), chart.size)
+
+    def state_of_factor(self, factor: Float[Array, "p r"], chart: Coordinates) -> PyTree:
+        """V(Σ) = Σ_j V(b_j b_jᵀ) over the columns of B, Σ = B Bᵀ."""
+        columns = jax.vmap(lambda b: self.V(chart.unravel_arrays(b)))(factor.T)
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), columns)
+
+    def arranged(self, v: PyTree) -> PyTree:
+        """A state that is given as one second moment like params, in the form of the states of V."""
+        return v
+
+    def check(self, chart: Coordinates, x: Float[Array, " p"]) -> None:
+        """ValueError unless V is quadratic on gradients like x and S gives a metric of the right size."""
+        g = jr.normal(jr.key(0), x.shape, x.dtype)
+        once, twice = self.V(chart.unravel_arrays(g)), self.V(chart.unravel_arrays(2 * g))
+        if jax.tree.structure(once) != jax.tree.structure(twice):
+            raise ValueError("optimizer.V returns pytrees of different structure for different gradients.")
+        for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True):
+            if not bool(jnp.allclose(4 * a, b, rtol=1e-4)):
+                raise ValueError("optimizer.V must be quadratic in the gradient, V(2g) = 4 V(g) (such as g ** 2).")
+        self.metric(once, chart)
+
+
+def flat_decay(weight_decay: PyTree, chart: Coordinates) -> Array:
+    """ω on the flat coordinates of `chart`, () for a number."""
+    if jax.tree.structure(weight_decay) == jax.tree.structure(0.0) and jnp.ndim(weight_decay) == 0:
+        return jnp.asarray(weight_decay)
+    return chart.spread(weight_decay, "weight_decay")
+
+
+def slow_rate(lr: float, b2: float) -> float:
+    """c = (1 − β2)/η² of a real optimizer's settings.
+
+    Example:
+        >>> round(slow_rate(lr=1e-3, b2=0.999))
+        1000
+    """
+    if not (lr > 0 and 0 <= b2 < 1):
+        raise ValueError(f"slow_rate needs lr > 0 and b2 in [0, 1); got lr={lr}, b2={b2}.")
+    return (1 - b2) / lr**2

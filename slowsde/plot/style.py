@@ -1,0 +1,63 @@
+"""What all figures share: styles, labels, axes, and the drawing of an ensemble."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .results import Trajectory
+
+# Readable in grey: the slow curve is dark and solid, the discrete mean lighter and marked, bands are faint.
+SLOW = {"color": "#10263f", "linewidth": 2.0, "zorder": 4}
+DISCRETE = {"color": "#d1652a", "linewidth": 1.4, "linestyle": "--", "zorder": 5}
+COLOURS = ("#10263f", "#d1652a", "#3b7f8c", "#8a5a9e", "#b08a1e", "0.55")
+MARKERS, DASHES = "osv^Dx", ("-", "--", "-.", ":")
+LABELS = {
+    "loss": "loss $L$",
+    "trace_hessian": r"$\mathrm{tr}\,H$",
+    "trace_sqrt_diag_hessian": r"$\mathrm{tr}\,\mathrm{Diag}(H)^{1/2}$",
+    "adaptive_sharpness": r"$\mathrm{tr}\,S(v)H$",
+    "r_med": r"$R_{\mathrm{med}}$",
+    "distance": r"distance from the start",
+}
+TIME = r"slow time  $t = k\eta^2$"
+CLOCKS = {"k·lr²": TIME, "k·lr": r"time  $t = k\eta$"}
+
+
+def draw_ensemble(ax: Any, trajectory: Trajectory, name: str, runs: int, style: dict[str, Any]) -> None:
+    values = trajectory.metrics[name][trajectory.result == 0]
+    if len(values) < 2 or not np.any(np.ptp(values, axis=0)):
+        return
+    mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1)
+    ax.fill_between(trajectory.ts, mean - 2 * spread, mean + 2 * spread, color=style["color"], alpha=0.15, linewidth=0)
+    for run in values[:runs]:
+        ax.plot(trajectory.ts, run, color=style["color"], alpha=0.3, linewidth=0.5, zorder=2)
+
+
+def mean_over_paths(trajectory: Trajectory, name: str) -> np.ndarray:
+    return trajectory.metrics[name][trajectory.result == 0].mean(axis=0)
+
+
+def observable(available: dict[str, Any], name: str | None) -> str:
+    if name is None and available:
+        return next(iter(available))
+    if name not in available:
+        raise ValueError(f"name={name!r} is not an observable of this result; it has {sorted(available)}.")
+    return name
+
+
+def axes_for(ax: Any) -> Any:
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(4.5, 3.2), layout="constrained")[1]
+
+
+def finished(ax: Any, name: str) -> Any:
+    ax.set_xlabel(TIME)
+    ax.set_ylabel(LABELS.get(name, name))
+    ax.margins(x=0.01)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

@@ -1,0 +1,49 @@
+"""Gaussian gradient noise of a given factor."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from manifolds.support.coordinates import Coordinates
+from manifolds.support.precision import is_traced
+
+from .abstract import AbstractNoise, AbstractProblem, Vector
+
+
+class GaussianNoise(AbstractNoise):
+    """g = ∇L + B ξ, ξ ~ N(0, I), with `factor` B a scalar σ (B = σI), a (p, r) array or params -> (p, r) array.
+
+    Rows of B follow the order of `jax.flatten_util.ravel_pytree(params)`.
+
+    Example:
+        >>> GaussianNoise(lambda x: jnp.diag(jnp.array([0.5, 0.1 * x[1]])))
+    """
+
+    function: Callable[[PyTree], Array] | Any
+
+    def __init__(self, factor: Any):
+        self.function = factor if callable(factor) or is_traced(factor) else np.asarray(factor, float)
+
+    def factor(self, problem: AbstractProblem, chart: Coordinates, x: Vector) -> Float[Array, "p r"]:
+        factor = self.function(chart.unravel(x)) if callable(self.function) else self.function
+        factor = jnp.asarray(factor, x.dtype)
+        if factor.ndim == 0:
+            return factor * jnp.eye(chart.size, dtype=x.dtype)
+        if factor.ndim != 2 or factor.shape[0] != chart.size:
+            raise ValueError(
+                f"The factor of GaussianNoise has shape {factor.shape}. It must be a scalar or (p, r) with p = "
+                f"{chart.size} parameters, one column for each independent noise."
+            )
+        return factor
+
+    def gradient(self, problem: AbstractProblem, chart: Coordinates, x: Vector, key: PRNGKeyArray) -> Vector:
+        factor = self.factor(problem, chart, x)
+        slope = problem.flat_loss(chart).gradient(x)
+        return slope + factor @ jr.normal(key, factor.shape[1:], dtype=x.dtype)
+
+    def check(self, problem: AbstractProblem) -> None:
+        return None

@@ -1,0 +1,252 @@
+"""Run the real optimizer: many discrete runs on the slow clock, to hold against the slow SDE."""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from manifolds.maps.limit_map import as_rank, check_limit, compiled_limit_point, limit_point
+
+from ..dynamics.ensemble import block_size, map_paths, map_points
+from ..dynamics.result import Result
+from ..dynamics.slow_sde import SlowSDE
+from ..metrics.sharpness import adaptive_sharpness
+from ..optimizers.agm import AGM
+from ..optimizers.sgd import sgd
+from ..problems.abstract import AbstractProblem
+from ..support.arguments import check_lr
+from .frame import Outcome, Request, request, run
+from .steps import AGMStep, OptaxStep, State, agm_run, is_transformation, optax_run
+from .trajectory import Trajectory
+
+
+def run_discrete(
+    problem: AbstractProblem,
+    optimizer: Any,
+    params0: PyTree,
+    t1: float,
+    *,
+    lr: float,
+    t0: float = 0.0,
+    v0: PyTree = None,
+    like: AGM | None = None,
+    paths: int = 64,
+    key: PRNGKeyArray | None = None,
+    save_at: Any = 101,
+    metrics: Any = (),
+    project: bool = True,
+    route: str = "auto",
+    rank: int | None = None,
+    dtype: Any = "float64",
+    throw: bool = True,
+    progress: bool | None = None,
+) -> Trajectory:
+    """`paths` independent runs of the optimizer itself at learning rate η = lr, k = t1/η² steps each.
+
+        m ← β1 m + (1−β1) g,   v ← β2 v + (1−β2) V(g gᵀ),   θ ← θ − η S(v) m,      β2 = 1 − cη²
+
+    with m = 0 at the start and v updated before it is used; with a schedule the rate is η s(kη²), with weight decay θ
+    also loses η²sω θ, and with bias correction m/(1−β1^k) and v/(1−β2^k) take the place of m and v. Only the saved
+    iterates are kept, on the slow clock t = kη²; each is returned to Γ by Φ_{S(v)}, the limit map in its own metric,
+    to be compared with the slow SDE, unless `project=False` (then any loss will do, near a manifold or not).
+
+    `optimizer` may also be an `optax.GradientTransformation`. Then the update is Optax's own, g from the same keys, and
+    lr is the clock only: pass the rate that the transformation was made with (where Optax adds up gradients, as in
+    `optax.sgd(rate, momentum=β)`, lr = rate/(1−β)). `like` is the AGM that it is in the limit η → 0. It says what the
+    second moment in Optax's state means: corrected for bias if `like` is, that is the `v` of the trajectory, S(v)
+    is the metric of the return to Γ and of metrics that ask for it, and β2, which is measured, must be that of like.c.
+    Without `like`, v is None and the return Euclidean: the points move by O(η), as much as the gap itself, so give
+    it to compare with a slow SDE. (Random numbers that the transformation draws for itself are those of all paths.)
+
+    Args:
+        problem, params0, t1, paths, key, save_at, metrics, route, rank, dtype, throw, progress: as in `simulate`. Saved
+            times are rounded to whole steps.
+        optimizer: an `AGM`, or an `optax.GradientTransformation`.
+        lr: the learning rate η.
+        t0: slow time at the start, for schedules and bias correction and to go on from another run.
+        v0: optimizer state at the start; None for the equilibrium V(Σ(params0)). With Optax its own state, from a
+            training loop say; None for a fresh one.
+        like: with Optax, the AGM that describes it.
+        project: whether to return the saved iterates to Γ.
+
+    Returns: `Trajectory` with leaves (paths, T, ...); `ts` are the true times kη². `stats` holds lr, b2 (where known),
+        num_steps, residual (paths, T) of the saved iterates, and seconds.
+    Raises: ValueError on bad input (cη² > 1, or `like` with another β2 than Optax, among it); `RunError` when a path
+        turns non-finite or its iterates leave the basin of Γ.
+
+    Example:
+        >>> fast = run_discrete(problem, adam(c=10.0), params0, t1=1.0, lr=0.01, paths=64, metrics=("trace_hessian",))
+        >>> fast.metrics["trace_hessian"].shape
+        (64, 101)
+        >>> fast = run_discrete(problem, optax.adam(0.01, b2=0.999), params0, t1=1.0, lr=0.01,
+        ...                     like=adam(c=10.0, bias_correction=True))
+    """
+    agm = _described(optimizer, like)
+    asked = request(
+        "run_discrete",
+        (problem, optimizer, params0, v0, like, lr),
+        t0=t0,
+        t1=t1,
+        save_at=save_at,
+        paths=paths,
+        key=key,
+        metrics=metrics,
+        route=route,
+        rank=rank,
+        dtype=dtype,
+        throw=throw,
+        progress=progress,
+    )
+    check_lr(lr)
+    b2 = _second_momentum(agm, lr) if agm is optimizer else None
+    if agm is not optimizer and like is None and adaptive_sharpness in asked.metrics.values():
+        raise ValueError(
+            "metrics: adaptive_sharpness is tr S(v)H, and Optax does not tell S: pass like=adam(...), say."
+        )
+    settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": _saved_steps(asked.times, t0, lr)}
+    iterate = partial(_iterate, project=project, **settings)
+    return run(asked, problem, agm, params0, v0, iterate, "discrete")
+
+
+def _iterate(
+    asked: Request,
+    sde: SlowSDE,
+    x0: Array,
+    v0: PyTree,
+    *,
+    optimizer: Any,
+    lr: float,
+    b2: float | None,
+    steps: np.ndarray,
+    project: bool,
+) -> Outcome:
+    """Steps of the optimizer from x0; what is saved of them is returned to Γ at the end."""
+    if b2 is None:
+        step, state0, b2 = optax_run(sde, optimizer, x0, v0, lr)
+    else:
+        step, state0 = agm_run(sde, x0, v0, asked.t0, lr, b2)
+    if project:
+        sde = _at_rank(sde, x0, state0[2], asked.rank)
+    xs, vs = _run(sde, step, state0, asked.key, steps, paths=asked.paths, progress=asked.meter())
+    finite = np.asarray(np.isfinite(xs).all(axis=-1))
+    xs, landed = _project(sde, xs, vs) if project else (xs, np.ones_like(finite))
+    good, ts = finite & landed, steps[1:] * lr**2
+    stats = {
+        "lr": float(lr),
+        **({} if b2 is None else {"b2": b2}),
+        "num_steps": int(steps[-1] - steps[0]),
+        "projected": project,
+        "residual": _residuals(sde, xs),
+    }
+    return Outcome(sde, ts, xs, vs, good, _codes(finite, landed), ts[np.argmin(good, axis=1)], stats)
+
+
+def _codes(finite: np.ndarray, landed: np.ndarray) -> np.ndarray:
+    """(paths,) `Result` codes."""
+    arrived = np.where(landed.all(axis=1), Result.SUCCESS, Result.LEFT_MANIFOLD)
+    return np.where(finite.all(axis=1), arrived, Result.NON_FINITE)
+
+
+def _described(optimizer: Any, like: AGM | None) -> AGM:
+    """The AGM that `optimizer` is, or is like; plain gradient descent for an Optax transformation of unknown kind."""
+    if like is not None and (isinstance(optimizer, AGM) or not isinstance(like, AGM)):
+        raise ValueError(
+            f"like={like!r} must be the AGM that an Optax transformation is like, such as adam(c=1.0, "
+            "bias_correction=True); leave it out where optimizer is an AGM itself."
+        )
+    if is_transformation(optimizer):
+        return sgd() if like is None else like
+    if not isinstance(optimizer, AGM):
+        raise ValueError(
+            f"optimizer={optimizer!r} must be an AGM, such as sgd(), adam(c=1.0) or AGM(V, S, c), or an "
+            "optax.GradientTransformation."
+        )
+    return optimizer
+
+
+def _second_momentum(optimizer: AGM, lr: float) -> float:
+    if optimizer.quasi_static:
+        raise ValueError("c=inf is a limit of the slow SDE; a discrete run needs a finite c = (1 − β2)/η².")
+    b2 = 1 - float(optimizer.c) * lr**2
+    if b2 < 0:
+        raise ValueError(f"lr={lr} is too large for c={optimizer.c}: β2 = 1 − cη² = {b2:.3g} is negative.")
+    return b2
+
+
+def _saved_steps(times: np.ndarray, t0: float, lr: float) -> np.ndarray:
+    """The step number k ≈ t0/η² of the start, and those of the saved times, strictly increasing."""
+    start = round(t0 / lr**2)
+    steps = np.unique(np.rint(times / lr**2).astype(int))
+    if steps[-1] == start:
+        raise ValueError(f"t1={times[-1]} is less than one step: lr² = {lr**2:.3g}. Slow time is t = kη².")
+    if steps.size < times.size:
+        raise ValueError(f"save_at asks for {times.size} times, but there are fewer than that many steps of lr={lr}.")
+    return np.concatenate([[start], steps])
+
+
+def _at_rank(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> SlowSDE:
+    """The slow SDE with the rank of H found at the end of the flow from x0; a ManifoldError there comes early."""
+    start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
+    try:
+        check_limit(start)
+    except ValueError as error:
+        error.add_note("To run the optimizer without returning its iterates to a manifold, pass project=False.")
+        raise
+    return eqx.tree_at(lambda s: s.rank, sde, start.rank, is_leaf=lambda leaf: leaf is None)
+
+
+def _run(
+    sde: SlowSDE,
+    step: AGMStep | OptaxStep,
+    state0: State,
+    key: PRNGKeyArray,
+    steps: np.ndarray,
+    *,
+    paths: int,
+    progress: Any,
+) -> tuple[Float[np.ndarray, "paths T p"], PyTree]:
+    """The iterates and states of every path after steps[1:] steps, counted from steps[0]."""
+    shared = sde, step, state0, key, jnp.asarray(steps)
+    return map_paths(_path, shared, np.arange(paths), block_size(sde, state0[0], eigenpairs=False), shown=progress)
+
+
+def _path(shared: Any, index: Array, shown: Any) -> tuple[Float[Array, "T p"], PyTree]:
+    sde, step, state0, key, steps = shared
+    key = jr.fold_in(key, index)
+
+    def one_step(k: Array, state: State) -> State:
+        return step(sde, k, state, sde.stochastic_gradient(state[0], jr.fold_in(key, k)))
+
+    def to_next_save(carry: tuple[State, Any], bounds: tuple[Array, Array]) -> tuple[tuple[State, Any], Any]:
+        state, seen = carry
+        start, stop = bounds
+        state = jax.lax.fori_loop(start, stop, one_step, state)
+        return (state, shown.step(seen, (stop - steps[0]) / (steps[-1] - steps[0]))), (state[0], state[2])
+
+    (_, seen), saved = jax.lax.scan(to_next_save, (state0, shown.init()), (steps[:-1], steps[1:]))
+    shown.close(seen)
+    return saved
+
+
+def _project(sde: SlowSDE, xs: Float[np.ndarray, "paths T p"], vs: PyTree) -> tuple[np.ndarray, np.ndarray]:
+    """Φ_{S(v)} of every saved iterate, and whether the flow arrived."""
+    return map_points(_landing, sde, (xs, vs), min(16, block_size(sde, xs[0, 0], eigenpairs=True)))
+
+
+def _landing(sde: SlowSDE, point: tuple[Array, PyTree], shown: Any) -> tuple[Array, Array]:
+    x, v = point
+    found = limit_point(sde.loss, x, sde.metric(v), sde.rank, rtol=1e-6, max_steps=1000)
+    return found.point, found.converged
+
+
+def _residuals(sde: SlowSDE, xs: Float[np.ndarray, "paths T p"]) -> np.ndarray:
+    return map_points(_residual, sde, xs, block_size(sde, xs[0, 0], eigenpairs=False))
+
+
+def _residual(sde: SlowSDE, x: Array, shown: Any) -> Array:
+    return sde.loss.residual(x)

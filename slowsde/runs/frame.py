@@ -1,0 +1,168 @@
+"""The frame of every run: what is asked, the problem on flat coordinates, a solve, and the trajectory it makes.
+
+    request → prepared → solve → recorded
+
+A kind of run adds its own mathematics alone, a function solve(asked, sde, x0, v0) -> `Outcome`; `run` does the rest.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import jax
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from manifolds.support.coordinates import check_parameters
+from manifolds.support.precision import cast, to_numpy, working_precision
+
+from ..dynamics import checks
+from ..dynamics.slow_sde import SlowSDE
+from ..metrics.metric import Metric, check_metrics, evaluate
+from ..metrics.named import as_metrics
+from ..optimizers.agm import AGM
+from ..problems.abstract import AbstractProblem
+from ..problems.route import Route
+from ..support import arguments
+from ..support.progress import meter
+from .trajectory import Trajectory, finish, repeated
+
+
+@dataclass(frozen=True)
+class Request:
+    """What any run is asked, checked: which paths, times and metrics, and how it is computed and told."""
+
+    name: str  # of the call, for its messages and its progress line
+    t0: float
+    t1: float  # inf for a run to rest
+    times: np.ndarray  # (T,) those to be saved; of a run to rest as if it ended at t0 + 1
+    paths: int
+    key: PRNGKeyArray
+    metrics: dict[str, Metric]
+    route: str | Route
+    rank: int | None
+    dtype: Any
+    throw: bool
+    progress: bool | None
+    started: float  # seconds, on the clock of `time.perf_counter`
+
+    @property
+    def endless(self) -> bool:
+        """Whether the run is to go on until it rests."""
+        return self.t1 == np.inf
+
+    def meter(self) -> dfx.AbstractProgressMeter[Any]:
+        """The progress line of the run, which starts now."""
+        return meter(self.name, self.progress)
+
+
+def request(
+    name: str,
+    given: tuple[Any, ...],
+    *,
+    t1: Any,
+    save_at: Any,
+    metrics: Any,
+    t0: Any = 0.0,
+    paths: Any = 1,
+    key: Any = None,
+    route: str | Route = "auto",
+    rank: int | None = None,
+    dtype: Any = "float64",
+    throw: bool = True,
+    progress: bool | None = None,
+    may_rest: bool = False,
+) -> Request:
+    """The `Request`; ValueError on what no run can be asked. `given` are the other arguments whose values must be
+    known, `may_rest` says whether t1 may be infinite."""
+    started = time.perf_counter()
+    arguments.check_concrete(name, *given, t0, t1)
+    endless = may_rest and np.ndim(t1) == 0 and t1 == np.inf
+    if endless and np.ndim(save_at) > 0:
+        raise ValueError(f"save_at={save_at}: a run to t1=inf has no end that is known before; pass a number of times.")
+    return Request(
+        name=name,
+        t0=t0,
+        t1=t1,
+        times=arguments.save_times(save_at, t0, t0 + 1 if endless else t1),
+        paths=arguments.check_paths(paths),
+        key=arguments.check_key(key),
+        metrics=as_metrics(metrics),
+        route=route,
+        rank=rank,
+        dtype=dtype,
+        throw=throw,
+        progress=progress,
+        started=started,
+    )
+
+
+class Outcome(NamedTuple):
+    """What a solve found: the saved points of every path, and how each path ended."""
+
+    sde: SlowSDE  # in which metrics are evaluated, at the rank of Γ
+    ts: np.ndarray  # (T,)
+    xs: Any  # (paths, T, p)
+    vs: PyTree  # leaves (paths, T, ...)
+    good: np.ndarray  # (paths, T) whether the path had not failed by then
+    result: np.ndarray  # (paths,) `Result` codes
+    ended: np.ndarray  # (paths,) when a path that failed did so
+    stats: dict[str, Any]
+
+
+@contextmanager
+def prepared(
+    asked: Request, problem: AbstractProblem, optimizer: AGM, params0: PyTree, v0: PyTree
+) -> Iterator[tuple[SlowSDE, Array, PyTree]]:
+    """In the working precision: the slow SDE of problem and optimizer, the flat params0, and v0, all of it cast."""
+    check_parameters(params0)
+    with working_precision(asked.dtype) as precision:
+        problem, optimizer, params0, v0 = cast((problem, optimizer, params0, v0), precision)
+        sde, x0 = checks.on_flat_coordinates(problem, optimizer, params0, asked.route)
+        check_metrics(asked.metrics, sde, x0, sde.state_shapes())
+        yield sde, x0, v0
+
+
+def run(
+    asked: Request,
+    problem: AbstractProblem,
+    optimizer: AGM,
+    params0: PyTree,
+    v0: PyTree,
+    solve: Callable[[Request, SlowSDE, Array, PyTree], Outcome],
+    label: str,
+) -> Trajectory:
+    """The trajectory of a run: prepared, solved, recorded. `RunError` where a path failed, if the request says so."""
+    with prepared(asked, problem, optimizer, params0, v0) as (sde, x0, v0):
+        return recorded(asked, solve(asked, sde, x0, v0), label)
+
+
+def recorded(asked: Request, found: Outcome, label: str) -> Trajectory:
+    """The trajectory of what a solve found, with its metrics; NaN wherever a path had failed."""
+    values = evaluate(asked.metrics, found.sde, found.xs, found.vs)
+    xs, vs, values = blanked(found.good, to_numpy((found.xs, found.vs, values)))
+    trajectory = Trajectory(
+        ts=found.ts,
+        params=found.sde.chart.unravel(xs),
+        v=vs,
+        metrics={name: values[name] for name in asked.metrics},
+        stats=found.stats,
+        result=found.result,
+        label=label,
+    )
+    copies = asked.paths // trajectory.paths  # of a flow one path is solved, as all are equal
+    trajectory = repeated(trajectory, copies)
+    trajectory.stats["seconds"] = time.perf_counter() - asked.started
+    return finish(trajectory, np.repeat(found.ended, copies), asked.throw)
+
+
+def blanked(good: np.ndarray, saved: PyTree) -> PyTree:
+    """NaN wherever a path had failed, in leaves (paths, T, ...)."""
+
+    def blank(leaf: np.ndarray) -> np.ndarray:
+        return np.where(good.reshape(good.shape + (1,) * (leaf.ndim - 2)), leaf, np.nan)
+
+    return jax.tree.map(blank, saved)

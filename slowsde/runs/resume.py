@@ -1,0 +1,112 @@
+"""Continue a finished run of the slow SDE from where it ended, as if it had never stopped."""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from manifolds.normal.normal_space import rank_tolerance
+from manifolds.support.precision import cast
+
+from ..dynamics import checks
+from ..dynamics.diffusion import solve_sde, step_grid
+from ..dynamics.result import Result
+from ..dynamics.slow_sde import SlowSDE
+from ..dynamics.solve import Solved
+from ..dynamics.solvers.state import SlowState
+from ..optimizers.agm import AGM
+from ..problems.abstract import AbstractProblem
+from ..problems.route import Route
+from ..support import arguments
+from .frame import Outcome, Request, request, run
+from .simulate import outcome_of, simulate
+from .trajectory import Trajectory
+
+
+def resume(
+    problem: AbstractProblem,
+    optimizer: AGM,
+    trajectory: Trajectory,
+    t1: float,
+    *,
+    key: PRNGKeyArray | None = None,
+    save_at: Any = 101,
+    metrics: Any = (),
+    dt: float | None = None,
+    route: str | Route = "auto",
+    dtype: Any = "float64",
+    throw: bool = True,
+    progress: bool | None = None,
+) -> Trajectory:
+    """Every path of `trajectory`, a run of `simulate`, from its last saved time to t1, with the noise ahead of it.
+
+    Noise belongs to the path and to the slow time of the step, so that with the same key and dt the parts together are
+    the run that was not interrupted: to the last bit where its steps are the same (it was saved at the seam), and
+    otherwise up to rounding. For one path, `simulate(problem, optimizer, end, t1, t0=..., v0=..., key=key, dt=dt)`
+    meets the same noise, too.
+
+    Args:
+        problem, optimizer, save_at, metrics, route, dtype, throw, progress: as in `simulate`. The first two should be
+            those of the trajectory.
+        trajectory: a run of `simulate` (or `load`ed), none of whose paths failed; paths, v and t0 are those of its end.
+        t1: slow time, after the last saved time.
+        key, dt: None for those of the trajectory.
+
+    Returns: `Trajectory` from the last saved time of `trajectory` to t1, with the same paths in the same order.
+    Raises: ValueError on bad input; `RunError` as `simulate` does.
+
+    Example:
+        >>> half = simulate(problem, adam(c=2.0), start, 0.5, paths=64, save_at=[0.5], dt=1e-3, key=key)
+        >>> rest = resume(problem, adam(c=2.0), half, 1.0, save_at=[1.0])
+    """
+    _check_resumable(trajectory)
+    stats, t0, paths = trajectory.stats, float(trajectory.ts[-1]), trajectory.paths
+    ends, v = trajectory.final_params, jax.tree.map(lambda leaf: leaf[:, -1], trajectory.v)
+    first, v0 = jax.tree.map(lambda leaf: leaf[0] if isinstance(leaf, np.ndarray) else leaf, (ends, v))
+    shared: dict[str, Any] = {"t0": t0, "paths": paths, "save_at": save_at, "metrics": metrics, "route": route}
+    shared |= {"dtype": dtype, "throw": throw, "progress": progress}
+    if stats["solver"] != "euler":  # a flow: all paths are equal
+        return simulate(problem, optimizer, first, t1, v0=v0, solver=stats["solver"], **shared)
+    key = jr.wrap_key_data(jnp.asarray(stats["key"], jnp.uint32)) if key is None else key
+    asked = request("resume", (problem, optimizer), t1=t1, key=key, **shared)
+    step = arguments.check_step(stats["dt"] if dt is None else dt, t0, t1)
+    onward = partial(_onward, ends=ends, v=v, dt=step, about=stats)
+    return run(asked, problem, optimizer, first, v0, onward, "slow")
+
+
+def _onward(
+    asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, ends: PyTree, v: PyTree, dt: float, about: dict[str, Any]
+) -> Outcome:
+    """All paths from where they ended, with the steps, the noise and the rank that the run had."""
+    if not sde.diffuses:
+        raise ValueError("trajectory diffuses, but problem has a noise that does not: pass the problem of the run.")
+    checks.check_state(sde, v0, "trajectory.v")
+    precision = x0.dtype
+    ends, v = cast((ends, v), precision)
+    leaves = [leaf.reshape(asked.paths, -1) for leaf in jax.tree.leaves(ends) if eqx.is_array(leaf)]
+    rank, spectrum = int(about["rank"]), np.asarray(about["spectrum"], precision)
+    fixed = eqx.tree_at(lambda s: s.rank, sde, jnp.asarray(rank), is_leaf=lambda leaf: leaf is None)
+    slow = SlowState(fixed, jnp.asarray(rank_tolerance(precision) * spectrum[rank - 1], precision))
+    state0 = slow.initial(jnp.concatenate(leaves, axis=1), v)
+    grid = step_grid(asked.times, asked.t0, asked.t1, dt)
+    found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, shown=asked.meter())
+    start = {name: about[name] for name in ("rank", "spectrum", "start_distance", "solver")}
+    start |= {"dt": dt, "key": np.asarray(jr.key_data(asked.key))}
+    return outcome_of(slow, Solved(asked.times, *found, start), {})
+
+
+def _check_resumable(trajectory: Trajectory) -> None:
+    """ValueError unless `trajectory` is a run of `simulate` all of whose paths reached its end."""
+    if not isinstance(trajectory, Trajectory) or trajectory.label != "slow" or "solver" not in trajectory.stats:
+        raise ValueError(f"trajectory={type(trajectory).__name__} must be a run of simulate, or one loaded by load.")
+    failed = np.flatnonzero(trajectory.result != Result.SUCCESS)
+    if failed.size:
+        raise ValueError(
+            f"trajectory has {failed.size} failed paths (the first is path {failed[0]}): only runs all of whose paths "
+            "reached the end can go on. Run it again with a smaller dt."
+        )

@@ -1,0 +1,197 @@
+"""Integrate the slow SDE of an optimizer near its manifold of minimizers."""
+
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from manifolds.maps.limit_map import LimitPoint
+from manifolds.support.precision import to_numpy
+
+from ..dynamics.diffusion import falling_time, solve_sde, step_grid
+from ..dynamics.fast_motion import spectral_history
+from ..dynamics.flow import follow
+from ..dynamics.rest import follow_to_rest, stillness
+from ..dynamics.result import Result
+from ..dynamics.slow_sde import SlowSDE
+from ..dynamics.solve import Method, Solved, result_codes
+from ..dynamics.solvers.state import SlowState, State
+from ..dynamics.start import start_on_manifold
+from ..optimizers.agm import AGM
+from ..problems.abstract import AbstractProblem
+from ..problems.route import Route
+from ..support import arguments
+from .frame import Outcome, Request, blanked, request, run
+from .trajectory import Trajectory
+
+SOLVERS = ("auto", "tsit5", "implicit", "euler")
+
+
+def simulate(
+    problem: AbstractProblem,
+    optimizer: AGM,
+    params0: PyTree,
+    t1: float,
+    *,
+    t0: float = 0.0,
+    v0: PyTree = None,
+    paths: int = 1,
+    key: PRNGKeyArray | None = None,
+    save_at: Any = 101,
+    metrics: Any = (),
+    solver: str = "auto",
+    dt: float | None = None,
+    rtol: float = 1e-6,
+    tol: float = 1e-9,
+    max_steps: int = 100_000,
+    route: str | Route = "auto",
+    rank: int | None = None,
+    dtype: Any = "float64",
+    throw: bool = True,
+    progress: bool | None = None,
+) -> Trajectory:
+    """Paths of the slow SDE for (ζ, v), from ζ(t0) = Φ_{S(v0)}(params0), on Γ at every step.
+
+        dζ = Π S B dW + ½ ∂²Φ_S(ζ)[S Σ S] dt,   dv = c (V(Σ(ζ)) − v) dt          (Li, Wen and Lyu 2025)
+
+    Under label noise nothing diffuses and this is an ODE, solved with adaptive steps; otherwise an SDE, solved with
+    fixed steps.
+
+    Args:
+        problem, optimizer: see `Problem` and `AGM`.
+        params0: any start in the basin of Γ; it need not lie on Γ.
+        t0, t1: slow time, t = kη² after k steps of the optimizer at learning rate η. t1=inf (without diffusion) for
+            until the flow is stationary, saved at times that are graded geometrically.
+        v0: optimizer state at the start; None for the equilibrium V(Σ(params0)).
+        paths: the number of independent paths (all equal where nothing diffuses).
+        key: random key; None for `jax.random.key(0)`.
+        save_at: a number of equally spaced times, or the times.
+        metrics: names from `slowsde.metrics`, `Metric` objects, or {name: fn(params) -> scalar}.
+        solver: "auto"; for noise that does not diffuse "implicit", which is "auto" for label noise of one std and a
+            diagonal metric, or "tsit5" (explicit), which it is elsewhere; otherwise "euler" (weak order 1).
+        dt: step of "euler" in slow time; None for (t1 − t0)/1000.
+        rtol: tolerance of the adaptive solvers, relative to each parameter and to their root mean square.
+        tol: with t1=inf, how still is stationary: `stats["stillness"]`, without units, see `SlowSDE.stillness`.
+        max_steps: bound on its steps.
+        route: a `Route` or its name: "dense", "kernel" or "matrix_free" (least squares, classification) or "auto".
+        rank: the rank of the Hessian on Γ; None to find it.
+        dtype: "float64" or "float32".
+        throw: raise `RunError` when a path fails; False returns what it had, with `Trajectory.result` codes.
+        progress: show a progress line on stderr; None for only when it is a terminal.
+
+    Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds route, block, solver, rank and spectrum of H' at
+        the start, start_distance |Φ(params0) − params0|, num_steps, seconds, speed |dζ/dt|_{S⁻¹} and stillness at the
+        end (without diffusion), and for every saved time (paths, T) the residual on Γ, the ranks, the
+        smallest_eigenvalue and largest_eigenvalue of H', and what `validity` needs besides: mean_relaxation,
+        sampling_eigenvalue, b1, c.
+    Raises: ValueError on bad input, before any long computation; `RunError` with the slow time at which a path left Γ,
+        lost rank or turned non-finite.
+
+    Example:
+        >>> slow = simulate(problem, adam(c=10.0), params0, t1=1.0, metrics=("trace_hessian",))
+        >>> slow.metrics["trace_hessian"].shape
+        (1, 101)
+    """
+    asked = request(
+        "simulate",
+        (problem, optimizer, params0, v0),
+        t0=t0,
+        t1=t1,
+        may_rest=True,
+        save_at=save_at,
+        paths=paths,
+        key=key,
+        metrics=metrics,
+        route=route,
+        rank=rank,
+        dtype=dtype,
+        throw=throw,
+        progress=progress,
+    )
+    step = arguments.check_step(dt, t0, t0 + 1 if asked.endless else t1)
+    method = Method(solver, step, rtol, tol, max_steps)
+    return run(asked, problem, optimizer, params0, v0, partial(_slow_paths, method=method), "slow")
+
+
+def _slow_paths(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, method: Method) -> Outcome:
+    """From Φ_{S(v0)}(x0) along the slow SDE: a flow to a time or to rest, or Euler steps with noise."""
+    check_solver(method.solver, sde)
+    if asked.endless:
+        check_rest(sde, method.solver)
+    slow, start, v0 = start_on_manifold(sde, x0, v0, asked.rank, asked.t0)
+    state0, about = slow.initial(start.point, v0), _about_start(sde, start)
+    if asked.endless:
+        solved = follow_to_rest(slow, state0, asked.t0, asked.times.size, method, asked.meter())
+    elif sde.diffuses or method.solver == "euler":
+        solved = _euler_paths(asked, slow, state0, method.dt)
+    else:
+        solved = follow(slow, state0, asked.times, (asked.t0, asked.t1), method, asked.meter())
+    if not sde.diffuses:
+        about |= _at_the_end(slow, solved)
+    return outcome_of(slow, solved, about)
+
+
+def _euler_paths(asked: Request, slow: SlowState, state0: State, dt: float) -> Solved:
+    grid = step_grid(asked.times, asked.t0, asked.t1, dt, falling_time(slow, state0))
+    about = {"solver": "euler", "dt": dt, "key": np.asarray(jr.key_data(asked.key))}
+    found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, shown=asked.meter())
+    return Solved(asked.times, *found, about)
+
+
+def _about_start(sde: SlowSDE, start: LimitPoint) -> dict[str, Any]:
+    rank = int(start.rank)
+    about = {"rank": rank, "spectrum": np.asarray(start.spectrum)[:rank], "start_distance": float(start.distance)}
+    return about | sde.noise_report(start.point)
+
+
+def _at_the_end(slow: SlowState, solved: Solved) -> dict[str, float]:
+    dtype = solved.saved.x.dtype
+    speed, still = to_numpy(stillness(slow, solved.saved, jnp.asarray(solved.times, dtype)))
+    return {"speed": float(speed[0]), "stillness": float(still[0])}
+
+
+def outcome_of(slow: SlowState, solved: Solved, about: dict[str, Any]) -> Outcome:
+    """A solve as the outcome of a run, with spectra along it; `about` are statistics of its start."""
+    sde, (times, saved, ending, stats, rests) = slow.sde, solved
+    history = spectral_history(sde, saved.x, saved.v, saved.rank, saved.largest)
+    codes = result_codes(slow, ending)
+    if not rests:
+        codes = np.where(codes == Result.SUCCESS, Result.NOT_STATIONARY, codes)
+    good = np.isfinite(np.asarray(saved.residual))
+    along = {
+        "residual": saved.residual,
+        "ranks": saved.rank,
+        "smallest_eigenvalue": saved.smallest,
+        "largest_eigenvalue": saved.largest,
+        **history,
+    }
+    settings = {
+        "b1": float(sde.optimizer.b1),
+        "c": float(sde.optimizer.c),
+        "pace": np.array([float(sde.optimizer.pace(t)) for t in times]),
+        "num_steps": int(np.max(np.asarray(ending.steps))),
+    }
+    route = {"route": sde.loss.route, "block": sde.loss.block(saved.x[0, 0])}
+    stats = route | about | stats | blanked(good, to_numpy(along)) | settings
+    return Outcome(sde, times, saved.x, saved.v, good, codes, np.asarray(ending.time), stats)
+
+
+def check_solver(solver: str, sde: SlowSDE) -> None:
+    """ValueError unless `solver` exists and suits the noise and the metric."""
+    if solver not in SOLVERS:
+        raise ValueError(f"solver={solver!r} is not one of {SOLVERS}.")
+    if solver in ("tsit5", "implicit") and sde.diffuses:
+        raise ValueError(f"solver={solver!r} is for noise that does not diffuse (label noise); use 'auto' or 'euler'.")
+    if solver == "implicit" and not sde.has_sharpness:
+        raise ValueError("solver='implicit' needs noise with Σ = αH, such as label noise of one std; use 'auto'.")
+
+
+def check_rest(sde: SlowSDE, solver: str) -> None:
+    """ValueError unless a run to t1=inf can end."""
+    if sde.diffuses or solver == "euler":
+        raise ValueError("t1=inf ends where the slow flow is stationary, but this one diffuses: pass a finite t1.")
+    if sde.optimizer.schedule is not None:
+        raise ValueError("t1=inf ends where the slow flow is stationary; with a schedule pass a finite t1.")

@@ -1,0 +1,127 @@
+"""One step of a discrete optimizer on flat coordinates: an AGM's own, or that of an Optax transformation."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from manifolds.support.coordinates import ravel
+
+from ..dynamics.checks import check_state
+from ..dynamics.slow_sde import SlowSDE, equilibrium
+from ..dynamics.start import initial_state
+from ..optimizers.agm import AGM
+from ..optimizers.optax_state import from_optax_state, map_moments, steps_counted
+
+Vector = Float[Array, " p"]
+State = tuple[Vector, PyTree, PyTree]  # θ, what else the optimizer remembers, v
+
+
+def is_transformation(optimizer: Any) -> bool:
+    """Whether `optimizer` is an `optax.GradientTransformation`, known by its two functions."""
+    return not isinstance(optimizer, AGM) and all(
+        callable(getattr(optimizer, name, None)) for name in ("init", "update")
+    )
+
+
+class AGMStep(eqx.Module):
+    """m ← β1 m + (1−β1) g, v ← β2 v + (1−β2) V(g gᵀ), θ ← θ − η S(v) m, as `run_discrete` tells."""
+
+    lr: Array
+    b2: Array
+
+    def __call__(self, sde: SlowSDE, k: Array, state: State, g: Vector) -> State:
+        """Step number k + 1, along the stochastic gradient g; m is all that is remembered besides v."""
+        optimizer, chart, lr, b2 = sde.optimizer, sde.chart, self.lr, self.b2
+        theta, m, v = state
+        rate = lr * optimizer.pace(k * lr**2)
+        m = optimizer.b1 * m + (1 - optimizer.b1) * g
+        # A corrected v is the mean of V(g gᵀ) with weights β2^(k−j), j ≤ k, so that step k adds (1−β2)/(1−β2^k) of it.
+        # All of the first, and no more by rounding: v must not turn negative.
+        new = jnp.minimum((1 - b2) / -jnp.expm1((k + 1) * jnp.log(b2)), 1) if optimizer.bias_correction else 1 - b2
+        v = jax.tree.map(lambda old, add: old + new * (add - old), v, optimizer.V(chart.unravel_arrays(g)))
+        heading = m / (1 - optimizer.b1 ** (k + 1)) if optimizer.bias_correction else m
+        move = rate * sde.metric(v)(heading)
+        return theta - (move + rate * lr * optimizer.decay(chart) * theta if optimizer.decays else move), m, v
+
+
+class OptaxStep(eqx.Module):
+    """θ ← θ + update(g, state, θ); v is read from the state, where the AGM that is like the transformation has one."""
+
+    transformation: Any
+    b2: Array | None  # to correct v with
+    has_state: bool = eqx.field(static=True)
+
+    def __call__(self, sde: SlowSDE, k: Array, state: State, g: Vector) -> State:
+        """One step along the stochastic gradient g."""
+        chart, (theta, memory, v) = sde.chart, state
+        updates, memory = self.transformation.update(chart.unravel_arrays(g), memory, chart.unravel_arrays(theta))
+        theta = theta + ravel(updates).astype(theta.dtype)
+        return theta, memory, sde.arranged(from_optax_state(memory, self.b2)) if self.has_state else v
+
+
+def agm_run(sde: SlowSDE, x0: Vector, v0: PyTree, t0: float, lr: float, b2: float) -> tuple[AGMStep, State]:
+    """The step of `sde.optimizer` and its state at x0, without momentum."""
+    step = AGMStep(jnp.asarray(lr, x0.dtype), jnp.asarray(b2, x0.dtype))
+    return step, (x0, jnp.zeros_like(x0), initial_state(sde, x0, v0, t0))
+
+
+def optax_run(
+    sde: SlowSDE, transformation: Any, x0: Vector, state0: PyTree, lr: float
+) -> tuple[OptaxStep, State, float | None]:
+    """The step of an Optax transformation that is like `sde.optimizer`, its state at x0, and its β2 if it has one.
+
+    A fresh state for state0 = None. ValueError if state0 is none of its states, or if v is not that of `sde.optimizer`.
+    """
+    params = sde.chart.unravel_arrays(x0)
+    fresh = transformation.init(params)
+    try:
+        expected = jax.eval_shape(transformation.update, params, fresh, params)[1]
+    except TypeError as error:
+        raise ValueError(
+            "A discrete run calls optimizer.update(gradient, state, params), which this transformation refuses (line "
+            f"searches need the loss as well): {error}"
+        ) from error
+    memory = fresh if state0 is None else state0
+    if jax.tree.map(jnp.shape, memory) != jax.tree.map(lambda leaf: leaf.shape, expected):
+        raise ValueError(
+            "v0 is no state of this transformation: pass what its init or update returned for params like these, or "
+            "None for a fresh start."
+        )
+    memory = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), memory, expected)
+    if not jax.tree.leaves(sde.state_shapes()):
+        return OptaxStep(transformation, None, False), (x0, memory, None), None
+    b2 = _second_momentum(transformation, fresh, params)
+    _check_rate(sde.optimizer, b2, lr, x0.dtype)
+    corrected = sde.optimizer.bias_correction
+    if corrected and steps_counted(memory) == 0:
+        v = equilibrium(sde, x0)  # that of one gradient, on average
+    else:
+        v = sde.arranged(from_optax_state(memory, b2 if corrected else None))
+    check_state(sde, v, "the second moment of this transformation")
+    return OptaxStep(transformation, jnp.asarray(b2, x0.dtype) if corrected else None, True), (x0, memory, v), b2
+
+
+def _second_momentum(transformation: Any, state: PyTree, params: PyTree) -> float:
+    """β2: what a step of zero gradient leaves of a second moment of ones."""
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    _, after = transformation.update(nothing, map_moments(jnp.ones_like, state), params)
+    left = np.asarray(ravel(from_optax_state(after)))
+    if np.ptp(left) > 1e-6 * (1 - left.min()):
+        raise ValueError(
+            f"The transformation has several β2, from {left.min()} to {left.max()}, and like has one c. Leave out like."
+        )
+    return float(left[0])
+
+
+def _check_rate(like: AGM, b2: float, lr: float, dtype: Any) -> None:
+    c = (1 - b2) / lr**2
+    rounding = 1e-3 + 10 * float(jnp.finfo(dtype).eps) / max(1 - b2, 1e-300)
+    if not like.quasi_static and abs(float(like.c) - c) > rounding * c:
+        raise ValueError(
+            f"like.c={float(like.c):g}, but the transformation has β2={b2:.8g}, which at lr={lr:g} is c=(1−β2)/lr²="
+            f"{c:g}. Pass like with c=slow_rate(lr, b2), or the transformation with b2=1−c·lr²."
+        )

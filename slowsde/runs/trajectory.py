@@ -1,0 +1,157 @@
+"""What a run returns: saved points of Γ, optimizer states and metrics over slow time, for every path."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from manifolds.support.coordinates import Coordinates
+
+from ..dynamics.result import Result
+from .files import describe, is_array, named_leaves, plain, rebuild
+
+
+class RunError(RuntimeError):
+    """A run that went wrong; `trajectory` holds what it had until then."""
+
+    def __init__(self, message: str, trajectory: "Trajectory"):
+        super().__init__(message)
+        self.trajectory = trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """Paths of the slow SDE or of a discrete optimizer on the slow clock t = kη².
+
+    Attributes:
+        ts: (T,) slow times; times t = kη where `stats["clock"]` is "k·lr" (see `slowsde.on_slow_clock`).
+        params: the params pytree with leaves (paths, T, ...); NaN after a path failed.
+        v: the optimizer state with leaves (paths, T, ...).
+        metrics: name -> (paths, T).
+        stats: numbers about the run (steps, route, rank, residual on Γ, seconds).
+        result: (paths,) `Result` codes; 0 is success.
+        label: "slow" or "discrete", for legends and tables.
+    """
+
+    ts: np.ndarray
+    params: PyTree
+    v: PyTree
+    metrics: dict[str, np.ndarray]
+    stats: dict[str, Any]
+    result: np.ndarray
+    label: str = "slow"
+
+    @property
+    def paths(self) -> int:
+        """The number of paths."""
+        return self.result.shape[0]
+
+    @property
+    def final_params(self) -> PyTree:
+        """params at the last saved time, leaves (paths, ...)."""
+        return jax.tree.map(lambda leaf: leaf[:, -1] if is_array(leaf) else leaf, self.params)
+
+    def to_xarray(self) -> Any:
+        """An xarray.Dataset: metrics (path, time), params and v leaves (path, time, ...). Needs the `files` extra."""
+        try:
+            import xarray
+        except ImportError as error:
+            raise ImportError('to_xarray needs xarray: pip install "slowsde[files]".') from error
+
+        data: dict[str, Any] = {name: (("path", "time"), values) for name, values in self.metrics.items()}
+        for group, tree in (("params", self.params), ("v", self.v)):
+            for name, leaf in named_leaves(tree):
+                axes = tuple(f"{group}{name}_{axis}" for axis in range(leaf.ndim - 2))
+                data[group + name] = (("path", "time", *axes), leaf)
+        data["result"] = (("path",), self.result)
+        return xarray.Dataset(data, coords={"time": self.ts, "path": np.arange(self.paths)}, attrs=plain(self.stats))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write to `path` (a .npz file, no pickles), atomically; returns the path. Read it back with `load`."""
+        target = Path(path)
+        target = target if target.suffix == ".npz" else target.with_name(target.name + ".npz")
+        arrays = {"ts": self.ts, "result": self.result}
+        arrays |= {f"metrics/{name}": values for name, values in self.metrics.items()}
+        structure = {}
+        for group, tree in (("params", self.params), ("v", self.v)):
+            structure[group] = describe(tree)
+            arrays |= {f"{group}/{i}": leaf for i, (_, leaf) in enumerate(named_leaves(tree))}
+        header = {"structure": structure, "stats": plain(self.stats), "label": self.label, "format": 1}
+        arrays["header"] = np.array(json.dumps(header))
+        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as file:
+            try:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+                os.replace(file.name, target)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        return target
+
+
+def repeated(trajectory: Trajectory, copies: int) -> Trajectory:
+    """The trajectory with every path `copies` times: equal paths where nothing diffuses."""
+    if copies == 1:
+        return trajectory
+    shape = (trajectory.paths, trajectory.ts.size)
+
+    def repeat(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: np.repeat(leaf, copies, axis=0) if is_array(leaf) else leaf, tree)
+
+    stats = {name: repeat(value) if np.shape(value)[:2] == shape else value for name, value in trajectory.stats.items()}
+    return dataclasses.replace(
+        trajectory,
+        params=repeat(trajectory.params),
+        v=repeat(trajectory.v),
+        metrics=repeat(trajectory.metrics),
+        stats=stats,
+        result=repeat(trajectory.result),
+    )
+
+
+def finish(trajectory: Trajectory, whens: np.ndarray, throw: bool) -> Trajectory:
+    """The trajectory, or `RunError` naming how many paths failed, how and when."""
+    failed = np.flatnonzero(trajectory.result != Result.SUCCESS)
+    trajectory.stats["failed_at"] = np.where(trajectory.result != Result.SUCCESS, whens, np.nan)
+    if throw and failed.size:
+        first = failed[np.argmin(trajectory.stats["failed_at"][failed])]
+        code = Result(int(trajectory.result[first]))
+        when = "slow time" if trajectory.stats.get("clock", "k·lr²") == "k·lr²" else "time"
+        raise RunError(
+            f"{failed.size} of {trajectory.paths} paths failed, the first at {when} "
+            f"{trajectory.stats['failed_at'][first]:.6g}: {code.name}, {code.explain()}. With throw=False you get what "
+            "there was (also in the .trajectory of this error).",
+            trajectory,
+        )
+    return trajectory
+
+
+def load(path: str | os.PathLike[str], like: PyTree = None) -> Trajectory:
+    """Read a `Trajectory` written by `Trajectory.save`.
+
+    Dicts, lists, tuples and None are restored as they were; for other containers (an Equinox module) pass the params
+    of the run as `like`, of which v is one too if it was in the run, or get {path: leaf} dicts.
+
+    Example:
+        >>> load(trajectory.save("run.npz")).metrics["loss"].shape
+    """
+    with np.load(path, allow_pickle=False) as file:
+        header = json.loads(str(file["header"]))
+        metrics = {name.removeprefix("metrics/"): file[name] for name in file.files if name.startswith("metrics/")}
+        trees, forms = {}, {}
+        for group in ("params", "v"):
+            leaves = [file[f"{group}/{i}"] for i in range(sum(name.startswith(group + "/") for name in file.files))]
+            trees[group] = rebuild(header["structure"][group], iter(leaves))
+            forms[group] = header["structure"][group], [leaf.shape for leaf in leaves]
+            if like is not None and forms[group] == forms["params"]:  # second moments are often like params
+                # The leaves in the order of the file, which is that of `like`.
+                flat = [leaf.reshape((*leaf.shape[:2], -1)) for leaf in leaves]
+                trees[group] = Coordinates.of(like).unravel(np.concatenate(flat, axis=-1))
+        return Trajectory(
+            file["ts"], trees["params"], trees["v"], metrics, header["stats"], file["result"], header["label"]
+        )

@@ -1,0 +1,136 @@
+"""Noise belongs to the path and to the slow time of a step: chunks, resumed runs and other batch sizes repeat it."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import slowsde as ss
+from slowsde.dynamics.diffusion import step_grid
+from slowsde.dynamics.solvers.brownian import StepBrownianPath, step_keys
+
+KEY, DT, PATHS = jr.key(5), 0.02, 6
+START, V0 = {"a": np.array([0.9]), "b": np.array([0.6])}, {"a": np.array([0.3]), "b": np.array([0.6])}
+
+
+def loss(p: Any) -> Any:
+    return 0.25 * (p["a"][0] ** 2 + 2 * p["b"][0] ** 2 - 1) ** 2
+
+
+PROBLEM, OPTIMIZER = ss.Problem(loss, ss.GaussianNoise(np.diag([0.5, 0.8]))), ss.adam(c=2.0, eps=0.05)
+
+
+def run(t1: float, save_at: Any, paths: int = PATHS, **kw: Any) -> ss.Trajectory:
+    settings: dict[str, Any] = {"v0": V0, "key": KEY, "dt": DT} | kw
+    return ss.simulate(PROBLEM, OPTIMIZER, START, t1, paths=paths, save_at=save_at, **settings)
+
+
+def same(a: Any, b: Any, exact: bool = True) -> None:
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=0 if exact else 1e-12)
+
+
+@pytest.fixture(scope="module")
+def whole() -> ss.Trajectory:
+    return run(0.5, [0.2, 0.3, 0.5])
+
+
+@pytest.fixture(scope="module")
+def half() -> ss.Trajectory:
+    return run(0.3, [0.2, 0.3])
+
+
+def test_a_run_in_chunks_is_the_same_run_to_the_last_bit(
+    whole: ss.Trajectory, half: ss.Trajectory, tmp_path: Path
+) -> None:
+    """Every path, ζ and v, through a file as well; another key or another dt are other runs."""
+    rest = ss.resume(PROBLEM, OPTIMIZER, ss.load(half.save(tmp_path / "half.npz")), 0.5, save_at=[0.5])
+    same((half.params, half.v), jax.tree.map(lambda leaf: leaf[:, :2], (whole.params, whole.v)))
+    same((rest.params, rest.v), jax.tree.map(lambda leaf: leaf[:, 2:], (whole.params, whole.v)))
+    assert half.stats["num_steps"] + rest.stats["num_steps"] == whole.stats["num_steps"]
+    other = ss.resume(PROBLEM, OPTIMIZER, half, 0.5, save_at=[0.5], key=jr.key(6))
+    assert np.min(np.abs(other.params["a"] - rest.params["a"])) > 1e-4
+
+
+def test_simulate_from_the_end_of_a_run_meets_the_noise_of_the_uninterrupted_run(
+    whole: ss.Trajectory, half: ss.Trajectory
+) -> None:
+    """By `t0`, `v0` and `key` alone; only the start is mapped to Γ anew, which rounds."""
+    end, v = jax.tree.map(lambda leaf: leaf[0, -1], (half.params, half.v))
+    rest = ss.simulate(PROBLEM, OPTIMIZER, end, 0.5, t0=0.3, v0=v, key=KEY, dt=DT, save_at=[0.5])
+    same(rest.params, jax.tree.map(lambda leaf: leaf[:1, 2:], whole.params), exact=False)
+    late = ss.simulate(PROBLEM, OPTIMIZER, end, 0.52, t0=0.32, v0=v, key=KEY, dt=DT, save_at=[0.52])
+    assert abs(late.params["a"][0, 0, 0] - rest.params["a"][0, 0, 0]) > 1e-4  # a step later, other noise
+
+
+def test_neither_saved_times_nor_the_number_of_paths_change_a_path(whole: ss.Trajectory) -> None:
+    """Up to rounding: the steps and the compiled code are not the same."""
+    more = run(0.5, [0.5], paths=PATHS + 3).params
+    same(jax.tree.map(lambda leaf: leaf[:PATHS], more), jax.tree.map(lambda leaf: leaf[:, 2:], whole.params), False)
+    assert np.unique(np.round(more["a"][:, 0, 0], 6)).size == PATHS + 3
+
+
+@pytest.mark.slow
+def test_a_resumed_flow_goes_on_where_it_stopped() -> None:
+    problem = ss.LeastSquares(lambda p, z: z @ p**2, np.array([[1.0, -1.0, 2.0]]), np.array([1.0]), ss.LabelNoise(0.5))
+    settings: dict[str, Any] = {"rtol": 1e-9, "paths": 2}
+    whole = ss.simulate(problem, OPTIMIZER, np.array([0.9, 0.6, 0.7]), 1.0, save_at=[0.5, 1.0], **settings)
+    half = ss.simulate(problem, OPTIMIZER, np.array([0.9, 0.6, 0.7]), 0.5, save_at=[0.5], **settings)
+    rest = ss.resume(problem, OPTIMIZER, half, 1.0, save_at=[1.0])
+    np.testing.assert_allclose(rest.params[:, 0], whole.params[:, 1], rtol=1e-4)
+
+
+def test_bad_resumptions_are_refused_by_name(half: ss.Trajectory) -> None:
+    with pytest.raises(ValueError, match="trajectory"):
+        ss.resume(PROBLEM, OPTIMIZER, START, 1.0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="t1=0\\.1"):
+        ss.resume(PROBLEM, OPTIMIZER, half, 0.1)
+    failed = ss.Trajectory(half.ts, half.params, half.v, {}, half.stats, np.array([0, 0, 1, 0, 0, 0]))
+    with pytest.raises(ValueError, match="path 2"):
+        ss.resume(PROBLEM, OPTIMIZER, failed, 1.0)
+
+
+# The increments themselves ------------------------------------------------------------------------
+
+
+def increments(grid: np.ndarray, dt: float, paths: int = 1, stride: int = 1) -> np.ndarray:
+    """(paths, steps, 3)."""
+    with jax.enable_x64(True):
+        knots, keys = jnp.asarray(grid), step_keys(KEY, grid, dt)
+
+        def path(index: Any) -> Any:
+            coarse = knots[::stride]
+            return jax.vmap(StepBrownianPath(knots, keys, index, 3, stride).evaluate)(coarse[:-1], coarse[1:])
+
+        return np.asarray(jax.jit(jax.vmap(path))(jnp.arange(paths)))
+
+
+def test_coarse_increments_are_sums_of_the_fine_ones() -> None:
+    grid = np.linspace(0, 1, 65)
+    fine = increments(grid, 1 / 64)
+    for stride in (2, 8):
+        np.testing.assert_allclose(
+            increments(grid, 1 / 64, stride=stride), fine.reshape(1, -1, stride, 3).sum(axis=2), atol=1e-15
+        )
+
+
+def test_no_two_steps_or_paths_share_their_noise() -> None:
+    """With uneven steps, far from zero and before it, too: an index by round(t/dt) would repeat some."""
+    for t0, times in ((0.0, [0.13, 0.2, 1.0]), (1e4, [1e4 + 0.35, 1e4 + 1]), (-1.0, [-0.77, 0.3])):
+        grid = step_grid(np.array(times), t0, times[-1], 0.1)
+        drawn = increments(grid, 0.1, paths=2)
+        assert np.unique(drawn).size == drawn.size
+
+
+def test_increments_have_the_law_of_a_brownian_motion() -> None:
+    """60 000 increments over steps of two lengths: mean 0, variance h, no correlation of neighbours, 4.5 s.e."""
+    grid = np.concatenate([np.linspace(0, 1, 10_000, endpoint=False), np.linspace(1, 3, 10_001)])
+    scaled = increments(grid, 2e-4)[0] / np.sqrt(np.diff(grid))[:, None]
+    n = scaled.size
+    assert abs(scaled.mean()) < 4.5 / np.sqrt(n)
+    assert abs(scaled.var() - 1) < 4.5 * np.sqrt(2 / n)
+    assert abs(np.mean(scaled[1:] * scaled[:-1])) < 4.5 / np.sqrt(n)
