@@ -37,7 +37,9 @@ def limit(loss: Loss, x: PyTree, metric: Any = None, *, rank: int | None = None,
         (array(1), array(1.))
     """
     loss, x, metric, chart = _on_coordinates(loss, x, metric)
+    # Compiled once for all callers: training, starts and returns of runs meet the same program.
     found = compiled_limit_point(loss, x, metric, as_rank(rank, chart.size), **options)
+    # Within a transformation values cannot be looked at, and nothing is raised.
     if not is_traced(found):
         check_limit(found, "x")
     return found
@@ -80,6 +82,8 @@ def return_to_manifold(loss: Loss, x: PyTree, metric: Any = None, *, rank: int |
         array([1., 0.])
     """
     loss, x, metric, chart = _on_coordinates(loss, x, metric)
+    # The rank must be that on Γ: at x, off Γ, tangential eigenvalues are as large as the distance. Counted there they
+    # once made the return move along Γ, with a wrong second derivative.
     returned = _return(loss, x, metric, as_rank(rank, chart.size))
     if not is_traced(returned) and not bool(returned.converged):
         raise ManifoldError("The Gauss–Newton return from x did not converge: x is too far from Γ. Use limit_map.")
@@ -95,6 +99,7 @@ def project(loss: Loss, x: PyTree, metric: Any, w: PyTree) -> PyTree:
         array([0., 1.])
     """
     loss, x, metric, chart = _on_coordinates(loss, x, metric)
+    # Tangent vectors have no leaves that are no arrays: None in their place, as in gradients.
     return chart.unravel_arrays(loss.normal_space(x, metric).project(ravel(w)))
 
 
@@ -122,11 +127,13 @@ def contract_third(loss: Callable[[PyTree], Any], x: PyTree, matrix: Any) -> PyT
         >>> contract_third(lambda x: x[0] ** 2 * x[1], jnp.ones(2), jnp.eye(2))
         array([0., 2.])
     """
+    # A least-squares object would leave out what Π S kills; the full vector needs the dense route.
     dense, x, _, chart = _on_coordinates(loss, x, None)
     scalar = ScalarLoss(dense.value, like=Coordinates.of(x))
     if isinstance(matrix, tuple):
         left, right = matrix
     else:
+        # M = Σ_k e_k (M e_k)ᵀ, column by column in blocks, so that no p×p×p array is met.
         columns = jnp.eye(chart.size, dtype=x.dtype)
         left, right = columns, matrix(columns) if isinstance(matrix, AbstractMetric) else matrix
     return chart.unravel_arrays(scalar.contract_factors(x, left, right))
@@ -144,6 +151,8 @@ def second_derivative(loss: Loss, x: PyTree, metric: Any, factor: Float[Array, "
         array([-1.,  0.])
     """
     loss, x, metric, chart = _on_coordinates(loss, x, metric)
+    # By the formula, not through the flow: on Γ the flow stops at once, so that automatic differentiation of
+    # `limit_map` would give the second derivative of the return alone, which is another one off the tangent space.
     normal = loss.normal_space(x, metric)
     drift = second_order.tangential_drift(loss, x, normal, factor) + second_order.normal_drift(loss, x, normal, factor)
     return chart.unravel_arrays(2 * drift)
@@ -167,6 +176,7 @@ def check_loss(loss: AbstractLoss, x: Float[Array, " p"]) -> None:
     shape = jax.eval_shape(loss.value, x)
     if getattr(shape, "shape", None) != () or not jnp.issubdtype(shape.dtype, jnp.floating):
         raise ValueError(f"loss must return a real scalar; at params it returns {shape}.")
+    # A cast to float32 inside would show in no value, but leave three digits in the third derivatives.
     if shape.dtype != x.dtype:
         raise ValueError(
             f"loss returns {shape.dtype} for {x.dtype} parameters: it casts inside. Remove the cast, or pass "
@@ -184,5 +194,6 @@ def check_loss(loss: AbstractLoss, x: Float[Array, " p"]) -> None:
 
 @eqx.filter_jit
 def _finite_derivatives(loss: AbstractLoss, x: Array) -> list[Array]:
+    # One direction with no zero in it meets a singularity of any entry; a whole Hessian would cost p times as much.
     slope, curvature = jax.jvp(loss.gradient, (x,), (jnp.ones_like(x),))
     return [jnp.all(jnp.isfinite(found)) for found in (loss.value(x), slope, curvature)]

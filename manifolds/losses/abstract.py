@@ -77,16 +77,20 @@ class AbstractLoss(eqx.Module):
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: NearbyKernel | None = None
     ) -> "NewtonStep":
         """One step of the return to Γ, with the curvatures that it met; `near` may spare the eigenpairs."""
+        # A loss may use `near` to spare the eigenpairs; the dense route has nothing cheaper than them.
         normal = self.normal_space(x, metric, rank)
         # By position, not by mask: an eigenvalue that is no longer positive is masked.
         smallest = normal.smallest if rank is None else normal.values[jnp.maximum(rank, 1) - 1]
         return NewtonStep(self.newton_step(x, normal), smallest, normal.largest)
 
+    # Asked at every step of the flow to Γ: a sure "far away" spares the eigenpairs that the full test takes.
     def off_manifold(self, x: Vector, metric: AbstractMetric, distance: Array) -> Bool[Array, ""]:
         """True only if x is neither at rest nor within `distance` of Γ by `newton_step`; False if a cheap test cannot
         tell."""
         return jnp.asarray(False)
 
+    # The next three are hooks of the matrix-free route, where a kernel costs as much as m/4 products with it. None and
+    # `near` itself are right wherever a factorization is at hand anyway.
     def nearby(self, x: Vector, metric: AbstractMetric) -> NearbyKernel | None:
         """What preconditions solves at points and in metrics near these; None where nothing needs it."""
         return None

@@ -34,8 +34,10 @@ def softmax_factor(probabilities: Float[Array, "... K"]) -> Float[Array, "... k 
         Array([[ 0.25, -0.25],
                [-0.25,  0.25]], dtype=float32)
     """
+    # |√π| = 1, so that √π can be reflected to −e_1 and the other rows of the reflection are normal to it. F1 = Q√π = 0.
     u = jnp.sqrt(probabilities)
     size = u.shape[-1]
+    # The sign + keeps the divisor 1 + √π_1 away from 0 for every π.
     normal = u.at[..., 0].add(1)  # u + e_1
     reflection = jnp.eye(size, dtype=u.dtype) - normal[..., :, None] * normal[..., None, :] / (1 + u[..., :1, None])
     return reflection[..., 1:, :] * u[..., None, :]
@@ -43,6 +45,8 @@ def softmax_factor(probabilities: Float[Array, "... K"]) -> Float[Array, "... k 
 
 def kl_divergence(targets: Float[Array, "... K"], logits: Float[Array, "... K"]) -> Float[Array, "..."]:
     """KL(π ‖ softmax f) = Σ_k π_k (log π_k − log softmax(f)_k): the cross-entropy less its minimum, π's entropy."""
+    # Without the entropy of the targets the loss would not vanish on Γ, and checks that a start interpolates could not
+    # tell.
     return jnp.sum(xlogy(targets, targets) - targets * jax.nn.log_softmax(logits), axis=-1)
 
 
@@ -81,8 +85,12 @@ class CrossEntropyLoss(LeastSquaresLoss):
         **route: Any,
     ):
         probabilities = jnp.asarray(probabilities)
+        # Factors at the targets, constant in x: along Γ softmax f = π, so that Λ does not move there, and what its
+        # change adds to a derivative off Γ is normal, which Π S kills.
         factors = softmax_factor(probabilities)
         targets = jnp.einsum("ikK,iK->ik", factors, jnp.log(probabilities))
+        # F 1 = 0 makes F(f − log π) blind to a constant added to all logits, as the softmax is: K − 1 residuals a
+        # sample, not K.
         super().__init__(FactoredLogits(logits), (inputs, factors), targets, like, **route)
         self.probabilities = probabilities
 
@@ -92,6 +100,7 @@ class CrossEntropyLoss(LeastSquaresLoss):
         return jax.vmap(self.predict.logits, (None, 0))(self.coordinates.unravel(x), self.inputs[0])
 
     def value(self, x: Vector) -> Float[Array, ""]:
+        # Not ½|ρ|²: the way to Γ is that of the optimizer's own loss, and the two differ off Γ.
         return jnp.mean(kl_divergence(self.probabilities, self.logits(x)))
 
     def residual(self, x: Vector) -> Float[Array, ""]:

@@ -35,6 +35,7 @@ def sympy_function(expr: Any, symbols: Sequence[sympy.Symbol]) -> Callable[[Floa
         raise ValueError(f"expr contains {sorted(map(str, unlisted))}, which symbols={symbols} does not list.")
     if not symbols or len(set(symbols)) != len(symbols):
         raise ValueError(f"symbols={symbols} must list at least one symbol, each once.")
+    # With `cse` a subexpression that a Hessian repeats is traced once.
     function = sympy.lambdify(symbols, expr, modules=[_SPECIAL, "jax"], cse=True)
 
     def loss(x: Float[Array, " p"]) -> Array:
@@ -42,6 +43,7 @@ def sympy_function(expr: Any, symbols: Sequence[sympy.Symbol]) -> Callable[[Floa
             raise ValueError(
                 f"params has shape {jnp.shape(x)}; this loss takes the {len(symbols)} values of {symbols}."
             )
+        # A constant expression comes back as a Python number, which has no dtype to check.
         return jnp.asarray(function(*x))
 
     return loss

@@ -32,7 +32,8 @@ class GradientFlow(eqx.Module):
 
 
 # ROS34PW2 of Rang and Angermann (BIT 45, 2005): four stages, order 3 (as a W-method too), L-stable, stiffly accurate,
-# with an embedded method of order 2. Its coefficients satisfy the order conditions to 1e-15 (tests/test_gradient_flow).
+# with an embedded method of order 2. Its coefficients satisfy the order conditions to 1e-15
+# (tests/manifolds/test_gradient_flow).
 _GAMMA = 4.3586652150845900e-01
 _ALPHA = np.array([
     [0.0, 0.0, 0.0, 0.0],
@@ -49,6 +50,7 @@ _GAMMAS = np.array([
 _B = np.array([2.4212380706095346e-01, -1.2232505839045147e00, 1.5452602553351020e00, 4.3586652150845900e-01])
 _B_EMBEDDED = np.array([3.7810903145819369e-01, -9.6042292212423178e-02, 0.5, 2.1793326075422950e-01])
 # In the variables u = Γ k the stages need no product with the Jacobian (Hairer and Wanner II, IV.7).
+# With k = Γ⁻¹u, A = αΓ⁻¹ and m = bΓ⁻¹, and the off-diagonal part of Γ⁻¹ becomes the feedback C.
 _INVERSE = np.linalg.inv(_GAMMAS)
 _A = _ALPHA @ _INVERSE
 _C = np.eye(4) / _GAMMA - _INVERSE
@@ -81,7 +83,9 @@ class RosenbrockFlow(dfx.AbstractAdaptiveSolver):
         self, terms: Any, t0: Any, t1: Any, y0: Vector, args: Any, solver_state: NearbyKernel | None, made_jump: Any
     ) -> tuple[Vector, Vector, dict[str, Vector], NearbyKernel | None, dfx.RESULTS]:
         h = terms.contr(t0, t1)
+        # Judged for this h: a kernel that preconditions I + γhK for short steps may no longer do so for long ones.
         near = self.loss.renewed(solver_state, y0, self.metric, _GAMMA * h, 1.0)
+        # One factor for all four stages, which is what the single γ on the diagonal of Γ is for.
         solve = self.loss.damped_solver(y0, self.metric, _GAMMA * h, near)
         u: list[Vector] = []
         for a, c in zip(_A, _C, strict=True):
@@ -90,5 +94,6 @@ class RosenbrockFlow(dfx.AbstractAdaptiveSolver):
             u.append(solve(_GAMMA * (h * terms.vf(t0, stage, args) + feedback)))
         y1 = y0 + sum(m * u_i for m, u_i in zip(_M, u, strict=True))
         error = sum(m * u_i for m, u_i in zip(_M_ERROR, u, strict=True))
+        # An infinite error, unlike NaN, makes the controller shorten the step.
         error = jnp.where(jnp.isfinite(error), error, jnp.inf)  # a stage that blew up: reject and shrink
         return y1, error, {"y0": y0, "y1": y1}, near, dfx.RESULTS.successful

@@ -47,6 +47,7 @@ def gauss_newton_return(
     scale = 1 + jnp.linalg.norm(x)
     short = jnp.finfo(x.dtype).eps ** 0.5 * scale  # then the next step is of order eps
 
+    # The second comparison is false for NaN and for a step that leaves for infinity: both end the loop unconverged.
     def unfinished(carry: tuple[Vector, Array, Array, Array, Array]) -> Bool[Array, ""]:
         _, length, count, _, _ = carry
         return (length > short) & (length < 10 * scale) & (count < max_steps)
@@ -54,11 +55,15 @@ def gauss_newton_return(
     def step(carry: tuple[Vector, Array, Array, Array, Array]) -> tuple[Vector, Array, Array, Array, Array]:
         y, _, count, _, _ = carry
         move, smallest, largest = loss.newton(y, metric, rank, near)
+        # The metric stays fixed while y moves: one S a return, as Φ_S has one.
         return y - move, jnp.linalg.norm(move), count + 1, smallest, largest
 
     zero = jnp.zeros((), x.dtype)
+    # The first step outside the loop: the curvatures must be those of a point that was met, also for a start on Γ.
     first = step((x, zero, jnp.asarray(0), zero, zero))
     point, length, _, smallest, largest = jax.lax.while_loop(unfinished, step, first)
+    # Newton's step ignores directions without curvature, so that a short step alone is no proof: on a slope and at a
+    # saddle the return once claimed to have converged.
     slope = jnp.linalg.norm(metric.sqrt(loss.gradient(point)))
     level = slope <= rank_tolerance(x.dtype) * largest * (1 + jnp.linalg.norm(metric.inv_sqrt(point)))
     return Returned(point, (length <= short) & (smallest > 0) & level, smallest, largest)

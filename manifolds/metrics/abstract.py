@@ -34,6 +34,7 @@ class AbstractMetric(eqx.Module):
         """The diagonal of S, (p,), or a number for a multiple of I; None where S is not diagonal."""
         return None
 
+    # None decides the solver of a run: without a damped metric the slow flow is integrated explicitly.
     def damped(self, damping: Float[Array, " p"]) -> "AbstractMetric | None":
         """(S⁻¹ + Diag(damping))⁻¹, the metric of an implicit step; None where it is not as cheap as S itself."""
         return None

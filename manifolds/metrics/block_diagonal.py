@@ -32,6 +32,7 @@ class BlockDiagonal(AbstractMetric):
     sizes: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, blocks: PyTree, sizes: Sequence[int]):
+        # A metric is a pytree itself, which must not be taken apart.
         leaves = jtu.tree_leaves(blocks, is_leaf=lambda node: isinstance(node, AbstractMetric))
         if len(leaves) != len(sizes) or not leaves:
             raise ValueError(f"BlockDiagonal got {len(leaves)} blocks and {len(sizes)} sizes; give one size a block.")
@@ -64,5 +65,6 @@ class BlockDiagonal(AbstractMetric):
 
     def damped(self, damping: Float[Array, " p"]) -> "BlockDiagonal | None":
         parts = jnp.split(damping, list(accumulate(self.sizes))[:-1])
+        # One block that cannot be damped, a matrix of Shampoo, makes the whole metric one that cannot.
         blocks = [block.damped(part) for block, part in zip(self.blocks, parts, strict=True)]
         return None if any(block is None for block in blocks) else BlockDiagonal(blocks, self.sizes)

@@ -23,6 +23,7 @@ def as_metric(metric: Any, size: int) -> AbstractMetric:
         found = metric.vectors.shape[0] if isinstance(metric, Dense) else metric.diagonal.shape[0]
     elif isinstance(metric, AbstractMetric):
         try:
+            # A subclass need not tell its size: what it does to a vector of p tells, by shapes alone.
             found = jax.eval_shape(metric, jax.ShapeDtypeStruct((size,), jnp.result_type(float))).shape[0]
         except (TypeError, ValueError) as error:
             name = type(metric).__name__

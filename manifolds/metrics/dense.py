@@ -23,6 +23,7 @@ class Dense(AbstractMetric):
     def __init__(self, matrix: Any):
         if jnp.ndim(matrix) != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"metric has shape {jnp.shape(matrix)}; a dense metric must be square (p, p).")
+        # While traced the values are unknown: no check is possible, and a matrix that is not positive gives NaN.
         if is_traced(matrix):
             self.values, self.vectors = jnp.linalg.eigh(matrix)
             return

@@ -58,8 +58,10 @@ class Diagonal(AbstractMetric):
         return self.diagonal
 
     def damped(self, damping: Float[Array, " p"]) -> "Diagonal":
+        # d/(1 + dD) = (1/d + D)⁻¹ without 1/d: d may be 1/ε.
         return Diagonal(self.diagonal / (1 + self.diagonal * damping))
 
 
 def scale_rows(d: Float[Array, " p"], w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+    # Serves a vector and a stack of columns alike, as the first axis is the one of length p.
     return (w.T * d).T

@@ -40,10 +40,13 @@ class Kronecker(AbstractMetric):
         for axis, factor in enumerate(factors):
             if jnp.ndim(factor) != 2 or factor.shape[0] != factor.shape[1] or factor.shape[0] == 0:
                 raise ValueError(f"factors[{axis}] has shape {jnp.shape(factor)}; it must be square (n, n) with n ≥ 1.")
+        # Known factors by NumPy, which keeps float64 when JAX's 64-bit flag is off.
         known = not is_traced(factors, power, shift)
         pairs = [_known_eigenpairs(f, axis) if known else jnp.linalg.eigh(f) for axis, f in enumerate(factors)]
         xp = np if known else jnp
         with np.errstate(divide="ignore"):
+            # L = Σ G Gᵀ has rank at most as many as columns were seen: its zeros come out as ± rounding, whose power
+            # would be NaN.
             self.values = tuple((xp.maximum(values, 0) + shift) ** power for values, _ in pairs)
         self.vectors = tuple(vectors for _, vectors in pairs)
         if known and not all(np.all(np.isfinite(v) & (v > 0)) for v in self.values):
@@ -60,6 +63,7 @@ class Kronecker(AbstractMetric):
     def _power(self, s: float, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
         tensor = jnp.reshape(w, self.shape + w.shape[1:])
         for axis, (values, vectors) in enumerate(zip(self.values, self.vectors, strict=True)):
+            # As a small matrix, so that each axis takes one product whatever number of columns w has.
             matrix = (vectors * values**s) @ vectors.T
             tensor = jnp.moveaxis(jnp.tensordot(matrix, tensor, axes=(1, axis)), 0, axis)
         return tensor.reshape(w.shape)
@@ -74,6 +78,7 @@ class Kronecker(AbstractMetric):
         return self._power(-0.5, w)
 
     def largest(self) -> Float[Array, ""]:
+        # Eigenvalues of a Kronecker product are the products of one of each factor.
         return jnp.prod(jnp.stack([jnp.max(values) for values in self.values]))
 
 

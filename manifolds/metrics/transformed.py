@@ -53,6 +53,7 @@ class Reordered(AbstractMetric):
     order: Any  # (p,) integers
 
     def _in_order(self, act: Callable[[Any], Any], w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        # A scatter inverts the order; sorting it for a gather would be done anew at every product.
         return jnp.zeros_like(w).at[self.order].set(act(w[self.order]))
 
     def __call__(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:

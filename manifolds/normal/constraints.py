@@ -20,6 +20,7 @@ from .normal_space import rank_tolerance
 Vector = Float[Array, " p"]
 Residuals = Float[Array, " m"]
 Solve = Callable[[Residuals, float], Residuals]  # (r, relative accuracy) -> K⁻¹ r
+# LOOSE is for what a Newton step corrects afterwards: it would overwrite further digits.
 LOOSE, TIGHT = 1e-5, 1e-9  # relative accuracies: where an error only has to be reduced, and elsewhere
 
 
@@ -30,8 +31,11 @@ class NearbyKernel(eqx.Module):
     vectors: Float[Array, "m m"]
 
     def __init__(self, kernel: Float[Array, "m m"], dtype: Any):
+        # Eigenpairs, not a Cholesky factor: they invert aK₀ + bI for every a and b, so that one kernel serves steps of
+        # all lengths, and they know which directions have no rank.
         values, vectors = (found.astype(dtype) for found in in_double(jnp.linalg.eigh)(kernel))
         self.vectors = vectors
+        # What lost its rank is rounding of either sign, and would be inverted into huge steps.
         self.values = jnp.where(values > rank_tolerance(dtype) * values[-1], values, 0)
 
     @property
@@ -79,11 +83,13 @@ class Constraints(eqx.Module):
 
     def project(self, w: Vector) -> Vector:
         """Π w, twice as in `AbstractNormalSpace.project_null`."""
+        # The second pass only has to reduce what rounding and TIGHT have left of the first.
         w = w - self.solve_residual(self.jacobian(w), TIGHT)
         return w - self.solve_residual(self.jacobian(w))
 
     def project_gradient(self, g: Vector, accuracy: float = TIGHT) -> Vector:
         """Π S g; projected twice, as in `AbstractNormalSpace.project_null`, unless little accuracy is asked for."""
+        # S(g − Jᵀμ) rather than S g − S Jᵀ(…): what cancels is taken away before S, which may reach 1/ε, multiplies it.
         move = self.metric(g - self.jacobian.transposed(self.multipliers(g, accuracy)))
         if accuracy >= LOOSE:
             return move
@@ -92,11 +98,14 @@ class Constraints(eqx.Module):
 
 def factorized(jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None) -> Solve:
     """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by a Cholesky factor in float64; shift=None for a ridge at rounding level."""
+    # In float64 also where the run is in float32: with float32 Gram matrices drifts were off by 1.6e-3, with these by
+    # 4e-7.
     kernel = jacobian.gram(metric)
     rounding = max(rank_tolerance(jnp.float64), 10 * float(jnp.finfo(kernel.dtype).eps))  # also of a float32 kernel
 
     @in_double
     def cholesky(kernel: Array, scale: Array, shift: Array) -> Array:
+        # Relative to tr K, an upper bound of λ_max that needs no eigenpairs.
         added = shift * jnp.trace(kernel) if ridge_only else shift
         return jnp.linalg.cholesky(scale * kernel + added * jnp.eye(kernel.shape[0]))
 
@@ -126,8 +135,10 @@ def iterated(
             r,
             lambda u: near.solve(u, scale, added),
             accuracy,
+            # These many cost half a kernel: that is all that a bad preconditioner can waste.
             max_steps=10 + r.shape[0] // 8,  # m products cost about four kernels
         )
+        # Under `cond` the kernel is not even formed where the iteration converged.
         return jax.lax.cond(converged, lambda: found, lambda: factorized(jacobian, metric, scale, shift)(r, accuracy))
 
     return solve
@@ -135,6 +146,7 @@ def iterated(
 
 def ridge(near: Preconditioner, dtype: Any) -> Any:
     """The multiple of the identity that keeps a kernel like `near` regular where its rank drops."""
+    # A diagonal has no rank to lose; eigenpairs of a nearby kernel have, and K may be regular where K₀ is not.
     return 0.0 if isinstance(near, KernelDiagonal) else rank_tolerance(dtype) * near.trace
 
 
@@ -154,6 +166,7 @@ def conjugate_gradients(
     The preconditioned method of Hestenes and Stiefel from x = 0: one product a step and none besides. Where M is near A
     the norm is that of A^½ times the error, for constraints the length in the metric S⁻¹ of the move that it makes.
     """
+    # Below rounding the recursion would run to `max_steps` and cause a factorization.
     accuracy = max(accuracy, 4 * float(jnp.finfo(b.dtype).eps))
     first = precondition(b)
     start = b @ first
@@ -165,6 +178,7 @@ def conjugate_gradients(
     def step(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         x, r, direction, energy, count = carry
         image = product(direction)
+        # The energy r·M⁺r is at hand, so that the test of convergence costs no product.
         length = energy / (direction @ image)
         x, r = x + length * direction, r - length * image
         z = precondition(r)

@@ -57,6 +57,8 @@ class StoredJacobian(AbstractJacobian):
         return self.rows.T @ u
 
     def gram(self, metric: AbstractMetric) -> Float[Array, "m m"]:
+        # As (S^½Jᵀ)ᵀ(S^½Jᵀ), which rounds to a symmetric matrix; (J S)Jᵀ does not, and eigenpairs would depend on the
+        # triangle.
         return in_double(lambda half: half.T @ half)(metric.sqrt(self.rows.T))
 
 
@@ -86,17 +88,20 @@ class JacobianProducts(AbstractJacobian):
 
     def gram(self, metric: AbstractMetric) -> Float[Array, "m m"]:
         if self.stored:
+            # Rows by backward passes and one matrix product: m products K e_i would cost about four times as much.
             rows = map_in_blocks(self.rows, self.data, self.block)
             return StoredJacobian(rows.reshape(-1, self.x.shape[0])).gram(metric)
         return self._gram_by_products(metric)
 
     def _gram_by_products(self, metric: AbstractMetric) -> Float[Array, "m m"]:
         def columns(datum: PyTree) -> Float[Array, "k m"]:
+            # Rows of K block by block, J S J_iᵀ: only the rows of one block and K itself are held.
             tangents = metric(self.rows(datum).T)
             return jax.vmap(lambda w: jax.jvp(self.residuals, (self.x,), (w,))[1], 1)(tangents)
 
         found = map_in_blocks(columns, self.data, self.block)
         kernel = found.reshape(-1, found.shape[-1])
+        # Entries (i, j) and (j, i) came from different passes.
         return (kernel + kernel.T) / 2
 
 

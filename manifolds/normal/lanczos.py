@@ -28,15 +28,18 @@ def largest_eigenvalue(
         _, value, residual, count = carry
         return (residual > tolerance * value) & (count < RESTARTS)
 
+    # Restarted from y alone: 24 rows of length m are all that is stored, however many products it takes.
     def restart(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         y, _, _, count = carry
         basis, diagonal, beside = tridiagonal(product, y, min(STEPS, y.shape[0]))
         values, vectors = jnp.linalg.eigh(jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1))
         ritz = vectors[:, -1]
+        # The residual |A y − θy| without another product.
         return basis.T @ ritz, values[-1], beside[-1] * jnp.abs(ritz[-1]), count + 1
 
     zero = jnp.zeros((), start.dtype)
     _, value, residual, _ = jax.lax.while_loop(unfinished, restart, (start, zero, zero + jnp.inf, jnp.asarray(0)))
+    # A Ritz value is a lower bound, which would pass for an answer.
     return jnp.where(residual <= tolerance * value, value, jnp.nan)
 
 
@@ -56,9 +59,12 @@ def tridiagonal(
         basis = basis.at[j].set(direction)
         image = product(direction)
         size, along = jnp.linalg.norm(image), direction @ image
+        # Full orthogonalization: in the three-term recursion rounding lets converged directions come back, as further
+        # copies of λ_max.
         for _ in range(2):  # once leaves rounding of the size of what is taken away
             image = image - basis.T @ (basis @ image)
         length = jnp.linalg.norm(image)
+        # What is left of an exhausted space is rounding, and normalized it would be a random direction.
         more = length > 10 * jnp.finfo(image.dtype).eps * size
         direction = jnp.where(more, image / jnp.where(more, length, 1), 0)
         return basis, diagonal.at[j].set(along), beside.at[j].set(jnp.where(more, length, 0)), direction

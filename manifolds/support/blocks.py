@@ -28,8 +28,10 @@ def map_in_blocks(function: Callable[[Any], PyTree], points: PyTree, size: int) 
     """
     count = jax.tree.leaves(points)[0].shape[0]
     size = max(1, min(size, count))
+    # Not a batch of one: nothing is vectorized, as large matrices ask for.
     if size == 1:
         return jax.lax.map(function, points)
+    # The return of discrete runs compiled in 6.0 s with a shorter last block, in 1.2 s without.
     index = jnp.minimum(jnp.arange(-(-count // size) * size), count - 1)
     filled = jax.tree.map(lambda leaf: leaf[index], points) if count % size else points
     found = jax.lax.map(function, filled, batch_size=size)

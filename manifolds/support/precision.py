@@ -26,6 +26,7 @@ def is_traced(*trees: PyTree) -> bool:
 
 def within_jit() -> bool:
     """Whether a function is being traced by jit, so that what is computed is not known even from known numbers."""
+    # Within jit even a constant is staged; under grad and vmap alone it is not.
     return isinstance(jnp.zeros(()), Tracer)
 
 
@@ -36,6 +37,7 @@ def cast(tree: PyTree, dtype: Any) -> PyTree:
     """
 
     def one(leaf: Any) -> Any:
+        # Through NumPy, the one form that has no devices.
         if _is_spread(leaf):
             leaf = jnp.asarray(np.asarray(leaf))
         is_array = eqx.is_array(leaf) or isinstance(leaf, (np.ndarray, np.generic))
@@ -47,10 +49,12 @@ def cast(tree: PyTree, dtype: Any) -> PyTree:
 def _staged(leaf: Any) -> Any:
     """A known floating array as a traced one, within jit: what is computed from it will be."""
     known = isinstance(leaf, (np.ndarray, jax.Array)) and not isinstance(leaf, Tracer)
+    # An operation is what makes it a tracer; `asarray` alone returns the known array.
     return jnp.asarray(leaf) + 0 if known and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def _is_spread(leaf: Any) -> bool:
+    # Tracers have no devices to ask for, and keys no NumPy form.
     if not isinstance(leaf, jax.Array) or is_traced(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return False
     return len(leaf.sharding.device_set) > 1
@@ -81,6 +85,7 @@ def working_precision(dtype: Any) -> Iterator[np.dtype]:
             "default dtype='float64' where that matters.",
             stacklevel=4,
         )
+    # As a context: a library that sets the flag on import changes the results of everything else in the program.
     with jax.enable_x64(dtype == np.dtype("float64")), single_threaded_lapack():
         yield dtype
 
@@ -96,6 +101,7 @@ def in_double(function: Callable[..., Any]) -> Callable[..., Any]:
     def doubled(*arrays: Any) -> Any:
         return function(*(jnp.asarray(array, jnp.float64) for array in arrays))
 
+    # Runs in float32 crashed under vmap before this: the batching rule met float64 arrays and float32 constants.
     @jax.custom_batching.custom_vmap
     def wrapped(*arrays: Any) -> Any:
         with jax.enable_x64(True):
@@ -111,6 +117,7 @@ def in_double(function: Callable[..., Any]) -> Callable[..., Any]:
     def in_precision(*arrays: Any) -> Any:
         if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
             return doubled(*arrays)
+        # The rule for vmap has to see arrays: Python numbers have no axis to be mapped over.
         return wrapped(*(array if isinstance(array, jax.Array) else jnp.asarray(array) for array in arrays))
 
     return in_precision
@@ -125,8 +132,11 @@ def in_working_precision(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, dtype: Any = "float64", **kwargs: Any) -> Any:
+        # What is known within jit is staged where a call enters: otherwise some of its checks would look at values and
+        # others could not.
         if within_jit():
             args, kwargs = jtu.tree_map(_staged, (args, kwargs))
+        # The caller's trace has a precision already; changing the flag inside it would mix two.
         if is_traced(args, kwargs):
             return function(*args, **kwargs)
         with working_precision(dtype) as working_dtype:

@@ -21,6 +21,7 @@ def single_threaded_lapack() -> Iterator[None]:
     of 11 ms. Products of matrices are XLA's own and keep all cores. Nothing is done if one of the environment variables
     OPENBLAS_NUM_THREADS, MKL_NUM_THREADS, BLIS_NUM_THREADS or OMP_NUM_THREADS is set.
     """
+    # `to_manifold` at rank 180 took 183 s on a busy machine before this, and 11 s with it.
     if any(name in os.environ for name in _CHOSEN_BY):
         yield
         return
