@@ -24,6 +24,7 @@ def save_times(save_at: Any, t0: float, t1: float) -> np.ndarray:
         times = np.asarray(save_at, dtype=float)
     except (TypeError, ValueError):
         times = np.zeros(0)
+    # Comparisons with NaN are false: asked for as "not (all good)", a NaN among the times is refused; it once passed.
     if times.ndim != 1 or times.size == 0 or not (np.all(np.diff(times) > 0) and t0 <= times[0] <= times[-1] <= t1):
         raise ValueError(f"save_at={save_at} must be a number of times or increasing times within [{t0}, {t1}].")
     return times
@@ -31,6 +32,7 @@ def save_times(save_at: Any, t0: float, t1: float) -> np.ndarray:
 
 def is_finite(value: Any) -> bool:
     """Whether `value` is one finite real number (and no string, None or array)."""
+    # A string of digits or None would pass `float`, or fail in it with a message that names no argument.
     array = np.asarray(value)
     return array.ndim == 0 and array.dtype.kind in "iuf" and bool(np.isfinite(array))
 
@@ -39,6 +41,7 @@ def check_key(key: Any) -> PRNGKeyArray:
     """The key, `jax.random.key(0)` for None; ValueError for anything else."""
     try:
         key = jr.key(0) if key is None else key
+        # The one thing that runs do with a key: a batch of keys, or an integer, fails here and not in a compiled loop.
         jr.fold_in(key, 0)
     except (TypeError, ValueError) as error:
         raise ValueError(f"key={key!r} must be one random key, such as jax.random.key(0).") from error
@@ -47,6 +50,7 @@ def check_key(key: Any) -> PRNGKeyArray:
 
 def check_concrete(name: str, *trees: PyTree) -> None:
     """ValueError inside jit, vmap or grad: a run chooses its solver and its steps by the values it meets."""
+    # Both are asked: under vmap an argument is traced, within jit one may be known and still no value can be looked at.
     if is_traced(*trees) or within_jit():
         raise ValueError(
             f"{name} was called inside jit, vmap or grad, where the values of its arguments are not known. Call "
@@ -69,6 +73,7 @@ def check_lr(lr: Any) -> float:
 
 
 def is_integer(value: Any) -> TypeGuard[int]:
+    # bool is a subclass of int: paths=True would be one path.
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 

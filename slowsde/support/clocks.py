@@ -36,6 +36,7 @@ def steps_in(t: Any, lr: float, clock: str = SLOW) -> Any:
         >>> steps_in(1.0, lr=0.005), steps_in(200.0, lr=0.005, clock="k·lr")
         (40000, 40000)
     """
+    # Nearest, not floor: t/η² of a whole number of steps may come out just below it.
     steps = np.rint(np.asarray(t) / step_time(clock, check_lr(lr))).astype(int)
     return int(steps) if steps.ndim == 0 else steps
 

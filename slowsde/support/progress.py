@@ -53,6 +53,7 @@ class ProgressMeter(dfx.AbstractProgressMeter[Array]):
         io_callback(lambda fraction: self._show(float(np.max(fraction))), None, end)
 
     def _show(self, fraction: float) -> None:
+        # NaN is the progress of a part that is not to show, and unequal to itself.
         seconds = time.monotonic() - _started.get(self.name, time.monotonic())
         if seconds > PATIENCE and fraction == fraction:
             end = "\n" if fraction > 1 - 1e-6 else ""
