@@ -1,4 +1,8 @@
-"""What a problem is, a loss with the noise of its stochastic gradients, and what a noise model is."""
+"""What a problem is, a loss with the noise of its stochastic gradients, and what a noise model is.
+
+A noise model gives a factor B(x), and B Bᵀ is the covariance Σ of its `gradient` at points of Γ, where alone the slow
+SDE asks for it. Off Γ the two may differ: residuals that do not vanish add what the sampling of a batch varies by.
+"""
 
 import abc
 from collections.abc import Callable
@@ -83,11 +87,14 @@ class AbstractLabelledProblem(AbstractSampledProblem):
         route = as_route(route)
         name = route.of_residuals(self.num_residuals, chart.size)
         loss = self.least_squares_loss(chart, stored=name == "kernel", memory=route.memory, block=route.block)
+        # The least-squares form is built on every route, as it checks that targets fit the model: by the dense one
+        # alone they would be broadcast, as they once were without a word.
         return mf.ScalarLoss(self.loss, like=chart) if name == "dense" else loss
 
     def _output_shape(self, model: Callable[[PyTree, PyTree], Any], chart: Coordinates) -> tuple[int, ...]:
         """The shape that `model` returns for one input."""
         one = jax.tree.map(lambda leaf: leaf[0], self.inputs)
+        # By shapes alone: calling a large model eagerly costs seconds.
         point = jax.ShapeDtypeStruct((chart.size,), jnp.result_type(float))
         return np.shape(jax.eval_shape(lambda x: model(chart.unravel(x), one), point))
 
@@ -109,12 +116,13 @@ class AbstractNoise(eqx.Module):
 
     @abc.abstractmethod
     def factor(self, problem: AbstractProblem, chart: Coordinates, x: Vector) -> Float[Array, "p r"]:
-        """B(x), the factor of the covariance Σ = B Bᵀ of one stochastic gradient."""
+        """B(x), the factor of the covariance Σ = B Bᵀ of one stochastic gradient at x on Γ."""
 
     def sum_over_columns(
         self, function: Callable[[PyTree], PyTree], problem: AbstractProblem, chart: Coordinates, x: Vector
     ) -> PyTree:
         """Σ_j function(b_j) over the columns b_j of B(x) as params-like pytrees: V(Σ) for V, tr SΣ for |S^½·|²."""
+        # V is applied column by column, V(Σ) = Σ_j V(b_j b_jᵀ): Σ itself, p×p, is never formed, nor a root of it.
         columns = self.factor(problem, chart, x).T
         return sum_in_blocks(lambda b: function(chart.unravel_arrays(b)), columns, columns.shape[0])
 
@@ -128,6 +136,8 @@ class AbstractNoise(eqx.Module):
 
     def diffuses(self, problem: AbstractProblem) -> bool:
         """Whether the noise has a part along Γ. Without one, Π S B = 0 on Γ, the slow SDE is an ODE."""
+        # What is a multiple of H has no part in its null space; of any other noise this is not known, and label noise
+        # of several std overrides it.
         return self.hessian_scale(problem) is None
 
     @abc.abstractmethod
@@ -168,6 +178,7 @@ def sampled(problem: AbstractProblem) -> AbstractSampledProblem:
 def drawn_batch(data: PyTree, num_samples: int, batch_size: int | None, key: PRNGKeyArray) -> PyTree:
     if batch_size is None:
         return data
+    # With replacement, which is what Σ/b assumes.
     rows = jr.randint(key, (batch_size,), 0, num_samples)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
 
@@ -176,6 +187,7 @@ def mean_gradient(
     datum_loss: Callable[[PyTree, PyTree], Array], chart: Coordinates, x: Vector, batch: PyTree
 ) -> Vector:
     def mean_loss(y: Vector) -> Array:
+        # The gradient of a mean: one backward pass for the batch, and no gradient per sample is kept.
         return jnp.mean(jax.vmap(datum_loss, (None, 0))(chart.unravel(y), batch))
 
     return jax.grad(mean_loss)(x)

@@ -81,7 +81,10 @@ def check_probabilities(targets: Any) -> Any:
         )
     if is_traced(targets):
         return targets
+    # In NumPy and so in float64: rows scaled in float32 do not sum to 1 exactly, and softmax f = π would have no
+    # solution.
     rows = np.asarray(targets, float)
+    # Also log π and F need π > 0.
     if not (np.all(rows > 0) and np.all(rows < 1)):  # NaN fails too
         bad = int(np.argmin(np.all((rows > 0) & (rows < 1), axis=1)))
         raise ValueError(

@@ -26,12 +26,14 @@ class GaussianNoise(AbstractNoise):
     function: Callable[[PyTree], Array] | Any
 
     def __init__(self, factor: Any):
+        # NumPy keeps float64 until a run casts it to its own precision.
         self.function = factor if callable(factor) or is_traced(factor) else np.asarray(factor, float)
 
     def factor(self, problem: AbstractProblem, chart: Coordinates, x: Vector) -> Float[Array, "p r"]:
         factor = self.function(chart.unravel(x)) if callable(self.function) else self.function
         factor = jnp.asarray(factor, x.dtype)
         if factor.ndim == 0:
+            # σI is p×p: this noise is for few parameters.
             return factor * jnp.eye(chart.size, dtype=x.dtype)
         if factor.ndim != 2 or factor.shape[0] != chart.size:
             raise ValueError(

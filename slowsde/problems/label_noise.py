@@ -60,6 +60,8 @@ class LabelNoise(AbstractNoise):
             raise ValueError(f"kind={kind!r} is not 'rademacher' or 'normal'.")
         unchecked = std is None or is_traced(std)
         self.std = std if unchecked else _deviations(std)
+        # Kept beside std, which becomes one number where all are equal: only the shape tells whether it was meant as
+        # one a sample.
         self.shape = () if std is None else np.shape(std)
         self.batch_size = batch_size
         self.kind = kind
@@ -67,6 +69,7 @@ class LabelNoise(AbstractNoise):
     def factor(self, problem: AbstractProblem, chart: Coordinates, x: Vector) -> Float[Array, "p r"]:
         problem = labelled(problem)
         rows = problem.least_squares_loss(chart).rows(x)
+        # The rows are divided by √n already: Σ = (1/(nb)) Σ_i J_iᵀ Diag(std_i²) J_i.
         return rows.T * jnp.ravel(self._scales(problem)) / np.sqrt(self._size(problem))
 
     def sum_over_columns(
@@ -75,6 +78,8 @@ class LabelNoise(AbstractNoise):
         problem = labelled(problem)
         scales = (self._scales(problem) / np.sqrt(self._size(problem))).astype(x.dtype)
 
+        # Sample by sample, so that V(Σ) never holds B, which is p×m: 3 ms where a stored one took 100 (p = 20 000, m =
+        # 500).
         def of_sample(rows: PyTree, scale: Array) -> PyTree:
             columns = jax.tree.map(lambda leaf: (leaf.T * scale).T, rows)
             return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), jax.vmap(function)(columns))
@@ -83,12 +88,15 @@ class LabelNoise(AbstractNoise):
 
     def gradient(self, problem: AbstractProblem, chart: Coordinates, x: Vector, key: PRNGKeyArray) -> Vector:
         problem = labelled(problem)
+        # Two keys: noise drawn with the key of the batch would be tied to which samples were drawn.
         draw, flip = jr.split(key)
         if isinstance(problem, Classification):
             inputs, targets = drawn_batch(problem.data, problem.num_samples, self.batch_size, draw)
+            # Each label is drawn anew from its target, so that its covariance is Λ_i exactly, at any number of classes.
             classes = jr.categorical(flip, jnp.log(targets))
             labels = jax.nn.one_hot(classes, targets.shape[1], dtype=x.dtype)
         else:
+            # std travels with its sample into the batch.
             std = jnp.broadcast_to(self._std(problem), problem.targets.shape)
             (inputs, targets), std = drawn_batch((problem.data, std), problem.num_samples, self.batch_size, draw)
             sample = jr.rademacher if self.kind == "rademacher" else jr.normal
@@ -99,8 +107,10 @@ class LabelNoise(AbstractNoise):
         problem = labelled(problem)
         if isinstance(problem, Classification):
             return 1 / self._size(problem)
+        # With several std Σ is JᵀDJ, no multiple of H: Lyapunov weights are needed, though still nothing diffuses.
         return self.std**2 / self._size(problem) if jnp.ndim(self.std) == 0 else None
 
+    # B = Jᵀ(...) is normal to Γ for every std, so that Π S B = 0: not decided by α as elsewhere.
     def diffuses(self, problem: AbstractProblem) -> bool:
         return False
 

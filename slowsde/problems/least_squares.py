@@ -45,13 +45,16 @@ class LeastSquares(AbstractLabelledProblem):
     def datum_loss(self, params: PyTree, datum: PyTree) -> Float[Array, ""]:
         """½|predict(params, x) − y|²."""
         x, y = datum
+        # The ½ makes H = JᵀJ/n, without it α would be twice as large.
         return 0.5 * jnp.sum((jnp.ravel(self.predict(params, x)) - jnp.ravel(y)) ** 2)
 
     @property
     def num_residuals(self) -> int:
+        # One equation for each output of each sample.
         return self.targets.size
 
     def least_squares_loss(self, chart: Coordinates, **route: Any) -> mf.LeastSquaresLoss:
+        # Predictions (n, 1) against targets (n,) would broadcast to (n, n) without a word.
         found = self._output_shape(self.predict, chart)
         if np.prod(found) * self.num_samples != self.targets.size:
             raise ValueError(

@@ -32,6 +32,8 @@ class MinibatchNoise(AbstractNoise):
             return jax.grad(lambda y: problem.datum_loss(chart.unravel(y), datum))(x)
 
         gradients = jax.vmap(one)(problem.data)
+        # Centered by the mean of these very gradients: columns sum to zero to rounding, however ∇L is computed
+        # elsewhere.
         return (gradients - jnp.mean(gradients, axis=0)).T / jnp.sqrt(problem.num_samples * self.batch_size)
 
     def gradient(self, problem: AbstractProblem, chart: Coordinates, x: Vector, key: PRNGKeyArray) -> Vector:

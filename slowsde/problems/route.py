@@ -5,6 +5,7 @@ from typing import Any
 
 ROUTES = ("auto", "dense", "kernel", "matrix_free")
 MEMORY = 2**31
+# At 10⁷ entries (p = 20 000, n = 500) the kernel route takes 129 ms for a drift, products 41 ms.
 STORED = 2**20  # entries of a Jacobian up to which the kernel route is the faster one, see docs/benchmarks.md
 
 
@@ -44,8 +45,10 @@ class Route:
         if self.name != "auto":
             return self.name
         entries = residuals * parameters
+        # J S Jᵀ is then no smaller than H', and singular.
         if residuals >= parameters:
             return "dense"
+        # Eight bytes an entry, and four copies, as in `LeastSquaresLoss`.
         return "kernel" if entries <= STORED and 4 * 8 * entries <= self.memory else "matrix_free"
 
 

@@ -68,17 +68,21 @@ class SampledNoise(AbstractNoise):
 
     def gradients(self, chart: Coordinates, x: Vector) -> Float[Array, "N p"]:
         """The N gradients at the fixed keys."""
+        # Common random numbers: with fresh draws at every point B would jump, and adaptive steps take jumps for errors.
         keys = jr.split(jr.key(self.seed), self.draws)
         return jax.vmap(lambda key: self._draw(chart, x, key))(keys)
 
     def factor(self, problem: AbstractProblem, chart: Coordinates, x: Vector) -> Float[Array, "p r"]:
         gradients = self.gradients(chart, x)
+        # N − 1, as the mean is estimated too: B Bᵀ is unbiased.
         columns = (gradients - jnp.mean(gradients, axis=0)).T / np.sqrt(self.draws - 1)
         if self.rank is None:
             return columns
         if chart.size > self.draws:  # through the smaller of the two Gram matrices
             return columns @ jnp.linalg.eigh(columns.T @ columns)[1][:, -self.rank :]
         values, axes = jnp.linalg.eigh(columns @ columns.T)
+        # Signs and, within equal eigenvalues, directions of columns are arbitrary: only B Bᵀ is continuous, and the law
+        # of the SDE depends on it alone.
         return (axes * jnp.sqrt(jnp.maximum(values, 0)))[:, -self.rank :]
 
     def gradient(self, problem: AbstractProblem, chart: Coordinates, x: Vector, key: PRNGKeyArray) -> Vector:
@@ -100,6 +104,7 @@ class SampledNoise(AbstractNoise):
 
     def report(self, problem: AbstractProblem, chart: Coordinates, x: Vector) -> dict[str, float]:
         found = {name: float(value) for name, value in _sampling_error(self, problem, chart, x).items()}
+        # A sum over a batch in the place of a mean, or another loss, shows here before a run on wrong coefficients.
         if found["noise_bias"] > 6:
             raise ValueError(
                 f"sample is not an unbiased gradient of the loss: at the start on Γ the mean of {self.draws} draws "
