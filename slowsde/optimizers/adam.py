@@ -78,6 +78,8 @@ class _RootMetric(eqx.Module):
     eps: Any
 
     def __call__(self, v: PyTree) -> mf.Diagonal:
+        # r² = (∂E)² + ε is smooth where ∂E changes its sign, as an expansion in the step needs; √v + ε = |∂E| + ε is
+        # not.
         return mf.Diagonal(jax.tree.map(lambda leaf: 1 / jnp.sqrt(leaf + self.eps), v))
 
 

@@ -1,4 +1,6 @@
-"""Adaptive gradient methods as pairs (V, S): m ← β1 m + (1−β1) g, v ← β2 v + (1−β2) V(g gᵀ), θ ← θ − η S(v) m.
+"""What an optimizer is: a pair (V, S) with its settings, and what they make of a state over slow time.
+
+    m ← β1 m + (1−β1) g,    v ← β2 v + (1−β2) V(g gᵀ),    θ ← θ − η S(v) m
 
 V is linear in g gᵀ, so it is given as a function of g that is quadratic; S maps the state v to a metric. The rate
 c = (1−β2)/η² is held fixed as η → 0 and β1 drops out of the slow dynamics (Li, Wen and Lyu 2025).
@@ -70,6 +72,7 @@ class AGM(eqx.Module):
         weight_decay: Any = 0.0,
         schedule: Callable[[Any], Any] | None = None,
     ):
+        # "not >" rather than "<=": NaN is refused too.
         if not is_traced(c) and not float(c) > 0:
             raise ValueError(f"c={c} must be positive: c = (1 − β2)/η², see slow_rate(lr, b2); jnp.inf is allowed.")
         if not is_traced(b1) and not 0 <= float(b1) < 1:
@@ -107,6 +110,8 @@ class AGM(eqx.Module):
 
         For a corrected v the share that has come since t is (1−e^{−ch})/(1−e^{−c(t+h)}).
         """
+        # 1 − e^{−ch} by subtraction is off by a tenth at ch = 1e-16; it stopped starts from v = 0, whose first steps
+        # are as short.
         share = -jnp.expm1(-self.c * h)  # exact for short h, in which a v that starts at 0 must grow
         renewed = share / -jnp.expm1(-self.c * (t + h)) if self.bias_correction else share
         return jax.tree.map(lambda end, now: now + renewed * (end - now), target, v)
@@ -123,10 +128,12 @@ class AGM(eqx.Module):
 
     def metric(self, v: PyTree, chart: Coordinates) -> mf.AbstractMetric:
         """S(v) on the flat coordinates of `chart`."""
+        # Expanded first: Adam-mini and Adalayer give one value a row or a leaf.
         return mf.as_metric(chart.expand(self.S(v)), chart.size)
 
     def state_of_factor(self, factor: Float[Array, "p r"], chart: Coordinates) -> PyTree:
         """V(Σ) = Σ_j V(b_j b_jᵀ) over the columns of B, Σ = B Bᵀ."""
+        # V is linear in g gᵀ, so that V of a sum over columns is the sum: no p×p matrix.
         columns = jax.vmap(lambda b: self.V(chart.unravel_arrays(b)))(factor.T)
         return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), columns)
 
@@ -141,6 +148,7 @@ class AGM(eqx.Module):
         if jax.tree.structure(once) != jax.tree.structure(twice):
             raise ValueError("optimizer.V returns pytrees of different structure for different gradients.")
         for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True):
+            # V(g) = |g| or g would run without an error, and make V(Σ) a sum over columns that means nothing.
             if not bool(jnp.allclose(4 * a, b, rtol=1e-4)):
                 raise ValueError("optimizer.V must be quadratic in the gradient, V(2g) = 4 V(g) (such as g ** 2).")
         self.metric(once, chart)
@@ -148,6 +156,7 @@ class AGM(eqx.Module):
 
 def flat_decay(weight_decay: PyTree, chart: Coordinates) -> Array:
     """ω on the flat coordinates of `chart`, () for a number."""
+    # One number stays one: a (p,) of it would be carried through every step.
     if jax.tree.structure(weight_decay) == jax.tree.structure(0.0) and jnp.ndim(weight_decay) == 0:
         return jnp.asarray(weight_decay)
     return chart.spread(weight_decay, "weight_decay")

@@ -102,6 +102,7 @@ class Partition(eqx.Module):
                 )
             if found.size and found.min() < 0:
                 raise ValueError(f"blocks{jtu.keystr(path)} has the label {found.min()}; labels are 0, 1, 2, ...")
+        # Integers, which no cast to a working precision touches.
         self.labels = jax.tree.map(lambda leaf: np.asarray(leaf, np.int32), blocks)
         flat = np.asarray(ravel(self.labels), int)
         if flat.size == 0:
@@ -119,6 +120,7 @@ class Partition(eqx.Module):
         """Mean of g² over each block; ValueError if the labels do not fit the gradient."""
         _check_fit(self.labels, gradient)
         g = ravel(gradient)
+        # One scatter, as blocks may lie across leaves.
         return jnp.zeros(self.counts.shape, g.dtype).at[ravel(self.labels)].add(jnp.square(g)) / self.counts
 
 

@@ -57,12 +57,15 @@ class Grouped(AGM):
             schedule=first.schedule,
         )
         self.labels = labels
+        # As arrays: other rates compile nothing anew.
         self.rates = {name: np.asarray(rates.get(name, 1.0), float) for name in optimizers}
 
     def metric(self, v: PyTree, chart: Coordinates) -> mf.AbstractMetric:
         """diag(ρ_g S_g(v_g)) on the flat coordinates of `chart`."""
         metrics, parts = self.S(v), _parts(self.labels, chart, self.rates)
         blocks = [mf.as_metric(part.expand(metrics[name]), part.size) for name, part in parts.items()]
+        # ρ_g η S_g m = η (ρ_g S_g) m: a learning rate of a group is a factor of its metric, in the slow SDE as in the
+        # step.
         scaled = [mf.Scaled(block, self.rates[name]) for name, block in zip(parts, blocks, strict=True)]
         return mf.Reordered(mf.BlockDiagonal(scaled, [part.size for part in parts.values()]), _order(chart, parts))
 
@@ -79,6 +82,8 @@ class Grouped(AGM):
             self.rates[name] * jnp.broadcast_to(flat_decay(self.weight_decay[name], part), part.size)
             for name, part in parts.items()
         ]
+        # From the order of the groups, one after the other, back to that of params. The order is known, so that sorting
+        # it costs nothing in a step.
         return jnp.concatenate(decays)[np.argsort(_order(chart, parts))]
 
 
@@ -112,6 +117,7 @@ class GroupMetrics(eqx.Module):
 
 def _parts(labels: PyTree, chart: Coordinates, names: Mapping[str, Any]) -> dict[str, Coordinates]:
     """The chart of each group."""
+    # The labels are matched to a tree of placeholders, as the arrays themselves are not at hand here.
     numbers = iter(range(len(chart.shapes)))
     like = chart.treedef.unflatten([None if shape is None else next(numbers) for shape in chart.shapes])
     of_array = iter(_label_of_leaves(labels, like))
@@ -143,6 +149,7 @@ def _first_of_agreeing(optimizers: Mapping[str, AGM]) -> AGM:
     for name, optimizer in optimizers.items():
         if not isinstance(optimizer, AGM):
             raise ValueError(f"optimizers[{name!r}]={optimizer!r} must be an AGM, such as adam(c=1.0).")
+    # c of SGD means nothing: a group with a state speaks for all.
     ranked = sorted(optimizers.values(), key=lambda optimizer: optimizer.V is no_state)
     if not ranked:
         raise ValueError("optimizers={} names no group: pass {name: adam(c=1.0), ...}.")
@@ -152,6 +159,7 @@ def _first_of_agreeing(optimizers: Mapping[str, AGM]) -> AGM:
             mine, other = getattr(first, setting), getattr(optimizer, setting)
             if setting == "c" and optimizer.V is no_state:
                 continue
+            # The same object may be traced; different traced ones cannot be compared, and count as different.
             if mine is not other and not (not is_traced(mine, other) and mine == other):
                 raise ValueError(
                     f"optimizers[{name!r}] has {setting}={other}, another group {mine}: the groups must agree in it. "

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from manifolds.support.precision import is_traced
 
+# States by the names of their types, with the optimizers that a message can name.
 MOMENTS = {
     "ScaleByAdamState": "adam, adamw, nadam, radam, lamb",
     "ScaleByRmsState": "rmsprop",
@@ -22,6 +23,7 @@ MOMENTS = {
     "ScaleByBeliefState": "adabelief",
     "ScaleByAdemamixState": "ademamix",
 }
+# Those with something like a second moment that does not relax at a rate c: a message says why.
 OTHERS = {
     "ScaleByAmsgradState": "AMSGrad divides by the largest second moment so far, which never relaxes",
     "ScaleByRssState": "Adagrad divides by the sum of all squares so far, which never relaxes",
@@ -63,6 +65,7 @@ def from_optax_state(state: PyTree, b2: Any = None) -> PyTree:
     """
     if b2 is not None and not is_traced(b2) and not 0 <= float(b2) < 1:
         raise ValueError(f"b2={b2} must lie in [0, 1), or be None to leave the second moment as it is.")
+    # Several, each masked where the others are not, belong to groups of parameters and make one tree together.
     found = _moment_states(state)
     v = _read(found[0], b2)
     for other in found[1:]:
@@ -136,10 +139,12 @@ def _read(node: Any, b2: Any) -> PyTree:
             raise ValueError(
                 "state has counted no step: its second moment is still 0. Leave v0=None for a fresh start."
             )
+        # 1 − β2^k = −expm1(k log β2), without cancellation where β2 is close to 1.
         share = -jnp.expm1(count * jnp.log(b2))
     corrected = jax.tree.map(lambda leaf: leaf / jnp.asarray(share, leaf.dtype), node.nu)
     if "StdDev" not in type(node).__name__:
         return corrected
+    # Centered RMSProp divides by the variance. (Both moments are corrected before they are combined.)
     return jax.tree.map(lambda nu, mu: nu - (mu / jnp.asarray(share, mu.dtype)) ** 2, corrected, node.mu)
 
 

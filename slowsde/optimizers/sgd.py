@@ -18,6 +18,7 @@ def sgd(b1: float = 0.0, **settings: Unpack[Settings]) -> AGM:
         >>> sgd().S(None)
         Identity()
     """
+    # c = 1 stands for any: there is no state to relax.
     return AGM(no_state, euclidean, 1.0, b1, **settings)
 
 

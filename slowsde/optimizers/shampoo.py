@@ -58,6 +58,7 @@ def _leaf_products(path: Any, g: Array) -> Array | tuple[Array, ...]:
         )
     if g.ndim < 2:
         return jnp.square(g)
+    # mat_i(G), of which only the product with its transpose matters: the order of its columns does not.
     unfolded = [jnp.moveaxis(g, axis, 0).reshape(g.shape[axis], -1) for axis in range(g.ndim)]
     return tuple(matrix @ matrix.T for matrix in unfolded)
 
@@ -75,6 +76,7 @@ class ShampooMetric(eqx.Module):
 
     def _leaf_metric(self, state: Any) -> mf.AbstractMetric:
         if _is_factors(state):
+            # −q for a matrix (two factors), −2q/k for k axes, and −2q for a vector below: S ∝ |g|^{−4q} in all.
             return mf.Kronecker(state, power=-2 * self.exponent / len(state), shift=self.eps)
         return mf.Diagonal((state + self.eps) ** (-2 * self.exponent))
 
