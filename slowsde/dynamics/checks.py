@@ -28,6 +28,7 @@ def on_flat_coordinates(
     chart = Coordinates.of(params)
     x = ravel(params)
     sde = slow_sde(problem, optimizer, chart, route)
+    # The loss before the noise: a noise made of a loss that is not finite would be blamed for it.
     check_loss(sde.loss, x)
     factor = jax.eval_shape(sde.factor, x)  # raises on a factor of the wrong shape
     if not is_traced(sde, x):
@@ -47,8 +48,10 @@ def check_state(sde: SlowSDE, v: PyTree, name: str = "v0") -> None:
             f"{jax.tree.map(lambda leaf: leaf.shape, expected)}. Pass {name}=None for the equilibrium V(Σ)."
         )
     if not is_traced(v):
+        # Matrices in a state may be Shampoo's factors, whose entries have any sign; their metric is checked instead.
         if any(not bool(jnp.all(jnp.isfinite(leaf) & (leaf >= 0))) for leaf in jax.tree.leaves(v) if leaf.ndim < 2):
             raise ValueError(f"{name} must be finite and not negative.")
+        # v = 0 with bias correction stands for "no gradient yet": S(0) is not asked for, and may be infinite.
         if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(v)) or not sde.optimizer.bias_correction:
             sde.metric(v)  # raises where S(v) is not positive and finite
 
@@ -77,6 +80,7 @@ def off_manifold(sde: SlowSDE, x: Vector, normal: Any) -> OffManifold:
 
 def check_on_manifold(found: OffManifold) -> None:
     """ValueError unless params is on Γ to the square root of rounding: Newton's step back to Γ is negligible."""
+    # Newton's step is quadratic: after one of the square root of rounding the point is on Γ to rounding.
     rounding = float(jnp.finfo(found.size.dtype).eps ** 0.5)
     if not found.step < rounding * found.size:
         raise ValueError(
@@ -84,6 +88,7 @@ def check_on_manifold(found: OffManifold) -> None:
             f" more than {float(rounding * found.size):.2g}. Move it there first with "
             "manifolds.limit_map(loss, params, metric)."
         )
+    # Newton's step is blind along directions without curvature: a point on a slope once passed the first test.
     if not found.slope <= rounding * found.flat:
         raise ValueError(
             f"params is not on the manifold of minimizers: the loss has a slope there ({float(found.slope):.3g}). Move "
@@ -94,6 +99,7 @@ def check_on_manifold(found: OffManifold) -> None:
 def check_noise_on_manifold(sde: SlowSDE, x: Vector, curvature: Any) -> None:
     """ValueError if the noise vanishes at x on Γ: then nothing moves on the slow clock."""
     size = noise_size(sde, x)
+    # Per-sample gradients at a fitted point are curvature × rounding of x, not zero.
     if size <= 1e3 * float(jnp.finfo(x.dtype).eps) * float(curvature) * (1 + float(jnp.linalg.norm(x))):
         raise ValueError(
             f"The noise vanishes on the manifold (|B| = {size:.2g} there), so nothing moves on the slow clock. "
@@ -106,6 +112,7 @@ def noise_size(sde: SlowSDE, x: Vector) -> float:
     return float(_noise_norm(sde, x))
 
 
+# Compiled, as are all checks that evaluate the loss: run eagerly they cost seconds on large models.
 @eqx.filter_jit
 def _noise_norm(sde: SlowSDE, x: Vector) -> Array:
     return jnp.sqrt(sde.power(x, lambda b: b))

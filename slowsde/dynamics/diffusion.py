@@ -39,6 +39,7 @@ def solve_sde(
     x0 = states[0] if states[0].ndim == 1 else states[0][0]
     if states[0].ndim == 1:
         states = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (paths, *leaf.shape)), states)
+    # Keys are made of the float64 grid before it is cast, so that a run in float32 meets the same keys.
     knots, saved_times = jnp.asarray(grid, dtype), jnp.asarray(times, dtype)
     shared = slow, step_keys(key, grid, dt), saved_times, knots, stride
     numbered = np.arange(paths), states
@@ -51,6 +52,7 @@ def _path(shared: Any, numbered: tuple[Array, State], shown: dfx.AbstractProgres
     noise = StepBrownianPath(grid, keys, index, columns, stride)
     terms = dfx.MultiTerm(dfx.ODETerm(SlowFlow(slow)), dfx.ControlTerm(SlowDiffusion(slow), noise))
     knots = grid[::stride]
+    # The same grid solved in chunks is bitwise one solve, which `resume` promises.
     ends, controller = (knots[0], knots[-1]), dfx.StepTo(knots)
     return solve_path(slow, terms, ManifoldEuler(slow), controller, state, times, ends, knots.shape[0], shown)
 
@@ -61,10 +63,14 @@ def step_grid(times: np.ndarray, t0: float, t1: float, dt: float, fast: float = 
     What changes over a time `fast` at the start is followed by graded steps, g (fast + t − t0) as long as that is below
     dt, with a g that falls with dt.
     """
+    # From v = 0 S falls like a power of t, so that steps must grow with t: by a factor 1 + g each, and g shrinks with
+    # dt, or the error would stop falling.
     g = min(0.1, 10 * dt / (t1 - t0))
     count = int(np.log(dt / (g * fast)) / np.log1p(g)) if g * fast < dt else 0
+    # fast ((1+g)^k − 1), by expm1 as the first knots are much smaller than t.
     graded = t0 + min(fast, dt / g) * np.expm1(np.arange(1, count + 1) * np.log1p(g))
     knots = np.unique(np.concatenate([[t0], graded[graded < t1], times, [t1]]))
+    # A gap of ten steps to rounding is ten steps, not eleven.
     counts = np.maximum(1, np.ceil(np.diff(knots) / dt * (1 - 1e-9)).astype(int))
     pieces = [np.linspace(a, b, n, endpoint=False) for a, b, n in zip(knots[:-1], knots[1:], counts, strict=True)]
     return np.concatenate([*pieces, [t1]])
@@ -75,5 +81,6 @@ def falling_time(slow: SlowState, state: State) -> float:
     optimizer = slow.sde.optimizer
     if optimizer.quasi_static or not jax.tree.leaves(state[1]):
         return np.inf
+    # Adam: v = ctV(Σ) outgrows ε² at t = ε²/(cV), and |S(0)B|/|S(V)B| is about √V/ε.
     contrast = float(start_contrast(slow, state))
     return 1 / (float(optimizer.c) * contrast**2) if contrast > SINGULAR else np.inf

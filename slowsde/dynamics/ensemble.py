@@ -70,14 +70,18 @@ def map_paths(
     arguments = jax.tree.map(np.asarray, arguments)
     count = jax.tree.leaves(arguments)[0].shape[0]
     blocks = -(-count // size)
+    # Whole blocks go to processes: a block cut in two would round differently.
     each = -(-blocks // jax.process_count())
     # Where blocks are fewer than places for them, some processes compute the last one once more: shapes stay alike.
     mine = np.minimum(jax.process_index() * each + np.arange(each), blocks - 1)
     index = np.minimum(mine[:, None] * size + np.arange(size), count - 1)
+    # The last block is filled up with copies of the last path: a shorter one would be another program with other
+    # rounding. (One path of a small problem so costs a whole block.)
     found = _on_devices(function, shared, jax.tree.map(lambda leaf: leaf[index], arguments), depth, shown)
     if jax.process_count() > 1:
         found = multihost_utils.process_allgather(found)
         found = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), found)
+    # Nothing is summed here: sums over paths, whose order could matter, are NumPy's, of gathered results.
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
 
 
@@ -93,6 +97,7 @@ def block_size(sde: SlowSDE, x: Array, *, eigenpairs: bool) -> int:
     """Paths in a block, a power of two; 1 where large eigenpairs must not be vectorized over (`manifolds.blocks`)."""
     platform = _devices()[0].platform
     factor, spectrum, metric = eqx.filter_eval_shape(_sizes, sde, x)
+    # By the size of B, p·r, the largest array of a path. A power of two, so that few sizes of programs exist.
     many, few = (bound // factor.size for bound in NUMBERS.get(platform, NUMBERS_ELSEWHERE))
     size = _power_of_two(min(max(many, 8), few, MOST.get(platform, MOST_ELSEWHERE)))
     # The matrices of a metric, as Shampoo's, have eigenpairs as well.
@@ -120,6 +125,7 @@ def _power_of_two(most: int) -> int:
 
 def _devices() -> list[Any]:
     """The devices of this process, or the one that `jax.default_device` asks for."""
+    # A mesh names its devices, so that `jax.default_device` has to be asked for here.
     chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if chosen is None or isinstance(chosen, str):
         return jax.local_devices(backend=chosen)
@@ -138,8 +144,10 @@ def _on_devices(
     devices = _devices()[:blocks]
     each = -(-blocks // len(devices))
     rounds = -(-each // depth)
+    # Made by hand: the axes of `jax.make_mesh` are Explicit ones, with which Diffrax fails.
     mesh = Mesh(np.array(devices), (AXIS,))
     arrays, rest = eqx.partition(shared, eqx.is_array)
+    # Copied to all devices once, not with every round.
     shared = eqx.combine(jax.device_put(arrays, NamedSharding(mesh, P())), rest)
     first = each * np.arange(len(devices))  # device d computes the blocks from first[d] on, `depth` in each round
     many = np.clip(blocks - first, 0, each)
@@ -172,6 +180,7 @@ def _round(
     """`active` blocks on each device: leaves (devices, depth, size, ...), zero where a block is not active."""
     arrays, rest = eqx.partition(shared, eqx.is_array)
 
+    # Diffrax's loops do not pass the check of what varies over the mesh, hence check_vma=False.
     @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(AXIS), P(AXIS), P(AXIS)), out_specs=P(AXIS), check_vma=False)
     def on_device(arrays: PyTree, arguments: PyTree, active: Array, part: Array) -> PyTree:
         arguments, active, part = jax.tree.map(lambda leaf: leaf[0], (arguments, active, part))
@@ -180,8 +189,10 @@ def _round(
         def path(argument: PyTree) -> PyTree:
             return function(eqx.combine(arrays, rest), argument, meter)
 
+        # Traced once, for its shapes and for the loop.
         @jax.jit
         def block(arguments: PyTree) -> PyTree:
+            # A batch of one would be vectorized all the same, LAPACK calls among it.
             if jax.tree.leaves(arguments)[0].shape[0] > 1:
                 return jax.vmap(path)(arguments)
             return jax.tree.map(lambda leaf: leaf[None], path(jax.tree.map(lambda leaf: leaf[0], arguments)))

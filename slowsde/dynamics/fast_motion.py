@@ -25,7 +25,7 @@ DRAWS = 16  # fluctuations drawn at each point
 
 
 def spectral_history(sde: SlowSDE, xs: Array, vs: PyTree, ranks: Array, largest: Array) -> dict[str, np.ndarray]:
-    """What `simulate` keeps for `trust.validity_of_run`: mean_relaxation and sampling_eigenvalue, (paths, T).
+    """What `simulate` keeps for `studies.validity`: mean_relaxation and sampling_eigenvalue, (paths, T).
 
     `ranks` and `largest` are the rank and the largest eigenvalue of H' at the points, (paths, T).
     """
@@ -36,6 +36,7 @@ def _history_at(sde: SlowSDE, point: tuple[Vector, PyTree, Array, Array], shown:
     x, v, rank, largest = point
     metric = sde.metric(v)
     if sde.has_sharpness:  # Σ' = αH', of which each q_i has the share λ_i/tr H'
+        # Σ_i (λ_i/tr H')/λ_i = m/tr H', and |S^½B|² = α tr H': no eigenpairs besides those of the saved spectrum.
         mean = sde.hessian_scale * rank / nonzero(sde.power(x, metric.sqrt))
     else:
         mean = mean_relaxation(sde, x, sde.normal_space(x, v))
@@ -43,7 +44,7 @@ def _history_at(sde: SlowSDE, point: tuple[Vector, PyTree, Array, Array], shown:
 
 
 def measure(sde: SlowSDE, xs: Array, vs: PyTree, rates: Float[np.ndarray, " T"]) -> dict[str, np.ndarray]:
-    """Everything that `trust.validity` asks for at every point: xs (paths, T, p) -> (paths, T) each.
+    """Everything that `studies.validity` asks for at every point: xs (paths, T, p) -> (paths, T) each.
 
     `rates` are the learning rates in force at the saved times.
     """
@@ -68,6 +69,8 @@ def _measures_at(sde: SlowSDE, point: tuple[Vector, PyTree, Array], shown: Any) 
 
 def mean_relaxation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> Array:
     """Σ_i w_i/λ_i, w_i the share of Σ' = S^½ΣS^½ along q_i: times η, the mean slow time of relaxing to Γ."""
+    # Weighted by the noise: the longest relaxation alone, η/λ_min, was 1000 times what the run moves in at a gap of
+    # 0.5 %.
     power = jnp.diagonal(normal_covariance(sde, x, normal))
     return jnp.sum(power * normal.inverse_values) / nonzero(jnp.sum(jnp.where(normal.mask, power, 0)))
 
@@ -93,11 +96,13 @@ def fluctuation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace, lr: Array)
     ½|T[δδᵀ]|² and the ratio of order η.
     """
     both = normal.mask[:, None] & normal.mask[None, :]
+    # C'_ij = Σ'_ij/(λ_i+λ_j) as in `second_order`, its normal–normal block.
     sums = jnp.where(both, normal.values[:, None] + normal.values[None, :], 1)
     variances, axes = jnp.linalg.eigh(jnp.where(both, normal_covariance(sde, x, normal) / sums, 0))
     # The symmetric root of the covariance on fixed draws in R^p is continuous along a run: no sign of a q_i enters.
     draws = normal.coordinates(jr.normal(jr.key(0), (x.shape[0], DRAWS), x.dtype))
     y = jnp.sqrt(lr) * (axes @ (jnp.sqrt(jnp.maximum(variances, 0))[:, None] * (axes.T @ draws)))
+    # ∇L(ζ) is rounding, but not against Hδ where λ is small: taken away.
     slope = sde.loss.gradient(x)
     forces = jax.vmap(lambda delta: sde.loss.gradient(x + delta) - slope, 1, 1)(normal.metric.sqrt(normal.lift(y)))
     linear = normal.lift(normal.values[:, None] * y)

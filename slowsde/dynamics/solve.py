@@ -73,6 +73,7 @@ def solve_path(
 
     def save(t: Any, state: State, args: Any) -> Saved:
         regular = jnp.asarray(True)
+        # An interpolant leaves Γ (a linear one was off by 6e-3): explicit solvers return what they interpolate.
         if isinstance(solver, ReturningSolver):  # others end a step there; between steps the interpolant leaves Γ
             state, regular = slow.returned(state)
         x, v = state[0], slow.v(state)
@@ -86,6 +87,8 @@ def solve_path(
         *interval,
         None,
         state0,
+        # Saved through `fn`: spectra are computed at saved times while the state is at hand, and states between are not
+        # kept.
         saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(ts=times, fn=save), dfx.SubSaveAt(t1=True)]),
         stepsize_controller=controller,
         adjoint=dfx.ForwardMode(),
@@ -97,6 +100,8 @@ def solve_path(
     assert solution.ys is not None
     saved, last = solution.ys
     ending = ending_of(solution, solution.ts[1][-1], jax.tree.map(lambda leaf: leaf[-1], last))
+    # A step that turns NaN ends "successful" in Diffrax, and rows that were not reached hold inf: both show in the
+    # residual.
     failed = ending.failed | jnp.any(~jnp.isfinite(saved.residual))
     jumped = (solution.result == dfx.RESULTS.dt_min_reached) & isinstance(solver, ManifoldEuler)
     return saved, eqx.tree_at(lambda e: (e.failed, e.jumped), ending, (failed, jumped))
@@ -121,6 +126,7 @@ def result_codes(slow: SlowState, ending: Ending) -> np.ndarray:
         return np.zeros(failed.shape, int)
     ends = ending.state, ending.time
     smallest, finite = map_paths(_diagnose, slow, ends, points_in_block(slow.sde, ending.state[0][0]))
+    # A step fails before the eigenvalue is below the floor itself: within four decades of it the reason is the rank.
     lost = np.asarray(ending.jumped) | (smallest < float(slow.floor) * 1e4)
     return np.select(
         [~failed, np.asarray(ending.too_long), ~finite, lost],
@@ -132,6 +138,7 @@ def result_codes(slow: SlowState, ending: Ending) -> np.ndarray:
 def _diagnose(slow: SlowState, end: tuple[State, Array], shown: Any) -> tuple[Array, Array]:
     """The last nonzero eigenvalue of H' where a path ended, and whether state and drift are finite there."""
     state, t = end
+    # Only failed paths are asked, but all are computed: they share one compiled program.
     normal = slow.sde.normal_space(state[0], slow.v(state))
     drift = slow.sde.tangential_drift(state[0], normal, t)
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, drift))]

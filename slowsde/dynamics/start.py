@@ -71,6 +71,7 @@ def start_on_manifold(
 ) -> tuple[SlowState, LimitPoint, PyTree]:
     """Φ_{S(v0)}(x0), checked, with the slow SDE on Γ at its rank and the state v0 there."""
     v0 = initial_state(sde, x0, v0, t0)
+    # In the metric of v0 at params0: the first O(1/η) steps fall onto Γ before v moves on the slow clock.
     start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
     check_limit(start)
     _check_interpolation(sde, start)
@@ -79,8 +80,11 @@ def start_on_manifold(
             f"params0 leads to an isolated minimizer: the Hessian has full rank {x0.size}, so there is no manifold to "
             "drift along. The slow SDE needs more parameters than the data determine."
         )
+    # At the start on Γ, not at params0: minibatch noise vanishes only where samples are fitted.
     checks.check_noise_on_manifold(sde, start.point, start.spectrum[0])
     # An eigenvalue that was regular at the start and has shrunk so far has vanished for every practical purpose.
+    # Relative to the smallest one at the start: H' of Adam spreads over many decades, and a floor relative to λ_max
+    # would call its small ones lost.
     floor = rank_tolerance(x0.dtype) * start.spectrum[start.rank - 1]
     if not sde.diffuses and isinstance(sde.loss, mf.LeastSquaresLoss):
         # Sparse ends are singular points of Γ. There a flow that interpolates goes on along what is left of Γ: the rank
@@ -91,6 +95,7 @@ def start_on_manifold(
 
 
 def _check_interpolation(sde: SlowSDE, start: LimitPoint) -> None:
+    # Where the formula for α or the kernel assumes L = 0 on Γ. A general loss with noise that diffuses need not vanish.
     if sde.diffuses and not isinstance(sde.loss, mf.LeastSquaresLoss):
         return
     value = float(sde.loss.value(start.point))

@@ -18,6 +18,7 @@ class ReturningSolver(dfx.AbstractAdaptiveSolver):
     slow: SlowState
     rtol: Any
 
+    # Properties where Diffrax has class variables, as they are those of the solver within.
     @property
     def term_structure(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.solver.term_structure
@@ -37,5 +38,6 @@ class ReturningSolver(dfx.AbstractAdaptiveSolver):
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: Any, made_jump: Any) -> Any:
         y1, error, dense_info, solver_state, result = self.solver.step(terms, t0, t1, y0, args, solver_state, made_jump)
+        # Once a step, not in every stage: the end is within O(h^{q+1}) of Γ without.
         y1, regular = finite_end(y0, *self.slow.returned(y1))
         return y1, scaled_error(self.slow, error, y0, y1, self.rtol, regular), dense_info, solver_state, result

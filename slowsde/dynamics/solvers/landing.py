@@ -47,6 +47,7 @@ class LandingController(dfx.AbstractAdaptiveStepSizeController):
 
     def land(self, t0: Any, t1: Any) -> Array:
         """The end of the next step from t0, for which the controller proposes t1."""
+        # Clipping the last step instead left steps of 1e-17, which ended runs.
         following = jnp.searchsorted(self.times, t0, side="right")
         target = jnp.append(self.times, jnp.inf)[following]
         count = jnp.ceil((target - t0) / (t1 - t0) - 0.01)  # one per cent longer is no harm

@@ -35,10 +35,13 @@ class SlowState(eqx.Module):
         precondition, see `AbstractLoss.nearby`."""
         x, v = state
         loss, metric = self.sde.loss, self.sde.metric(self.v(state))
+        # A flow that counts its rank anew may be solved with a kernel nearby; at a fixed rank eigenpairs are needed to
+        # cut at it.
         if self.sde.rank is None:
             near = loss.nearby(x, metric) if near is None else loss.renewed(near, x, metric, 1.0, 0.0)
         found = gauss_newton_return(loss, x, metric, self.sde.rank, near=near)
         regular = found.converged & (found.smallest > self.floor) & jnp.all(jnp.isfinite(found.point))
+        # Where the return failed the point stays as it was: NaN would spread to the error, which must say "shorter".
         return (jnp.where(regular, found.point, x), v), regular
 
 
@@ -70,9 +73,11 @@ def scaled_error(slow: SlowState, error: Any, y0: State, y1: State, rtol: Any, r
     def v_ratio(e: Array, before: Array, after: Array) -> Array:
         size = jnp.sqrt(jnp.maximum(jnp.abs(before), jnp.abs(after)))
         allowed = rtol * (size + _rms(size))
+        # (√v + a)² − v = a(2√v + a): the change of v that moves √v by what is allowed, also where v = 0.
         return jnp.abs(e) / (allowed * (2 * size + allowed) + jnp.finfo(e.dtype).tiny)
 
     ratios = x_ratio, jax.tree.map(v_ratio, v_error, v0, v1)
+    # In these units the controllers have rtol = 0 and atol = 1.
     return jax.tree.map(lambda ratio: jnp.where(regular & jnp.isfinite(ratio), ratio, jnp.inf), ratios)
 
 
