@@ -1,8 +1,8 @@
-"""Named scalars along a run: `metrics=("trace_hessian", "loss")` or {name: fn(params) -> scalar}.
+"""What a metric is, a named scalar of position and optimizer state, and its evaluation along a run.
 
-A library metric is a `Metric`: a function of the whole state that `simulate`, `run_discrete` and the user can call,
-`trace_hessian(problem, params)`. Hessians are those on Γ (Gauss–Newton for least squares, where that is exact).
-Eigenvalues take dense Hessians or n×n kernels; for larger problems `metrics.estimated` has traces and eigenvalues with
+A `Metric` is called by runs with the slow SDE at hand, and by users with a problem, `trace_hessian(problem, params)`.
+A plain function of params becomes one by its name. The library's own are in `sharpness` and `of_params`; what takes
+dense Hessians or n×n kernels has a substitute in `estimated` for larger problems, by products at random vectors, with
 error bars.
 """
 
@@ -51,6 +51,7 @@ class OfParams:
 def check_metrics(metrics: dict[str, Metric], sde: SlowSDE, x: Vector, v: PyTree) -> None:
     """ValueError unless each metric is a real scalar at (x, v)."""
     for name, metric in metrics.items():
+        # By shapes, before the run: a metric that returns a vector would fail after all paths are computed.
         shape = jax.eval_shape(lambda y, s, metric=metric: metric.function(sde, y, s), x, v)
         if shape.shape != ():
             raise ValueError(f"metrics[{name!r}] returns shape {shape.shape}; it must return a scalar.")
@@ -60,6 +61,7 @@ def evaluate(metrics: dict[str, Metric], sde: SlowSDE, xs: Any, vs: PyTree) -> d
     """Each metric at every saved point: xs (paths, T, p), vs leaves (paths, T, ...) -> name -> (paths, T)."""
     if not metrics:
         return {}
+    # All metrics of a point in one program, as they share H.
     return map_points(_at_point, (tuple(metrics.items()), sde), (xs, vs), points_in_block(sde, xs[0, 0]))
 
 

@@ -17,6 +17,7 @@ from .metric import Metric, Vector
 
 def distance(params: PyTree) -> Metric:
     """|θ − params|, the Euclidean distance from a given point."""
+    # NumPy, as it is made before a run chooses its precision.
     origin = np.asarray(ravel(params))
     return Metric("distance", lambda sde, x, v: jnp.linalg.norm(x - origin))
 
@@ -87,6 +88,7 @@ def effective_rank(function: Callable[[PyTree], Any]) -> Metric:
             raise ValueError(f"effective_rank: function returns shape {matrix.shape}; it must return a matrix.")
         values = jnp.linalg.svd(matrix, compute_uv=False)
         share = values / jnp.sum(values)
+        # entr(0) = 0, where p log p of a lost rank would be NaN.
         return jnp.exp(jnp.sum(jax.scipy.special.entr(share)))
 
     return Metric("effective_rank", rank)
