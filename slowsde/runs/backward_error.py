@@ -52,7 +52,7 @@ def backward_error(
     (Cattaneo, Klusowski and Shigida 2024), with β = `b1`, ρ = `b2`. It is accurate where ∇E hardly changes within
     the memory of the method, 1/(1−ρ) steps, η|∇²E u|/(1−ρ) ≪ r: a small `eps` fails near a minimum.
 
-    For mini-batches the sums over past steps are those of the module's heading, exactly so in M and R; within f¹ the
+    For mini-batches the sums over past steps are those of `dynamics.backward_flow`, exactly in M and R; within f¹ the
     past u_l are taken where the flow was at step l, which makes them recursive and changes θ by O(η²) only.
 
     Args:
@@ -100,10 +100,12 @@ def backward_error(
         chart, x0 = Coordinates.of(params0), ravel(params0)
         losses = BatchLosses.of(loss, batches, chart)
         visits = _visits(order, losses.count, int(steps[-1]))
+        # For metrics only, which ask for a slow SDE at a point: no noise is in it, and none of it is integrated.
         optimizer, problem = adam_eps_inside((1 - b2) / lr**2, b1, eps, bias_correction), Problem(losses.mean)
         sde = SlowSDE(problem, optimizer, problem.flat_loss(chart))
         losses.check(x0)
         check_metrics(asked.metrics, sde, x0, sde.state_shapes())
+        # As arrays in the precision of the run: other numbers compile nothing anew.
         numbers = (lr, b1, b2, eps, max(rtol, 4 * jnp.finfo(precision).eps))
         scalars = (jnp.asarray(number, precision) for number in numbers)
         flow = BackwardFlow(losses, *scalars, corrected=bool(corrected), normalized=bool(bias_correction))
@@ -117,6 +119,7 @@ def _outcome(sde: SlowSDE, ts: np.ndarray, xs: np.ndarray, vs: Any, good: np.nda
     finite = np.isfinite(xs).all(axis=-1)
     code = Result.MAX_STEPS if not good.all() else Result.SUCCESS if finite.all() else Result.NON_FINITE
     reached = good & finite
+    # The first time not reached; of a path that reached all of them it is not looked at.
     ended = ts[np.argmin(reached, axis=1)]
     return Outcome(sde, ts, xs, sde.chart.unravel_arrays(vs), reached, np.array([code]), ended, stats)
 
@@ -135,6 +138,8 @@ def _check_numbers(method: str, b1: float, b2: float, eps: float) -> float:
 
 def _saved_steps(times: np.ndarray, exactly: bool, lr: float) -> np.ndarray:
     """The step numbers of the saved times, strictly increasing; as many as there are times, if `exactly` those."""
+    # A number of times may be more than there are steps, then every step is saved; times that are asked for must all be
+    # there.
     steps = np.unique(np.rint(times / lr).astype(int))
     if steps[-1] == 0:
         raise ValueError(f"t1={times[-1]} is less than one step of lr={lr}. Time here is t = k·lr, not k·lr².")

@@ -42,6 +42,7 @@ def _on(clock: str, trajectory: Trajectory, lr: float | None) -> Trajectory:
     lr = trajectory.stats.get("lr") if lr is None else lr
     if lr is None:
         raise ValueError(f"lr=None: this run has no learning rate of its own. Pass lr to change {now} to {clock}.")
+    # kη² over kη is η, the same for every time.
     scale = step_time(clock, check_lr(lr)) / step_time(now, lr)
     stats = trajectory.stats | {"clock": clock}
     if "failed_at" in stats:

@@ -48,7 +48,7 @@ def conventional_sde(
 
         dθ = −(1/η) S(v) ∇L dt + S(v) B dW,     dv = c (V(B Bᵀ + ∇L ∇Lᵀ) − v) dt
 
-    (Li, Tai and E 2017; Malladi, Lyu, Panigrahi and Arora 2022; see the module's heading.) The fast time scale stays in
+    (Li, Tai and E 2017; Malladi, Lyu, Panigrahi and Arora 2022; see `dynamics.conventional`.) The fast scale stays in
     it: it costs as many steps as the optimizer, or more, where the slow SDE takes steps that do not shrink with η.
     Proved for O(1/η) steps. The momentum β1 is not in it.
 
@@ -92,12 +92,14 @@ def conventional_sde(
         raise ValueError(f"solver={solver!r} is not one of {SOLVERS}.")
     if not arguments.is_integer(substeps) or substeps < 1:
         raise ValueError(f"substeps={substeps!r} must be a positive integer.")
+    # One step of the optimizer takes dt = η² of slow time.
     solve = partial(_solve, lr=lr, solver=solver, dt=lr**2 / int(substeps))
     return run(asked, problem, optimizer, params0, v0, solve, "conventional SDE")
 
 
 def _solve(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, lr: float, solver: str, dt: float) -> Outcome:
     """Steps of at most dt from x0 itself, which end on the saved times."""
+    # At params0 itself: this model need not be near a manifold, and may start where there is none.
     v0 = initial_state(sde, x0, v0, asked.t0)
     grid = step_grid(asked.times, asked.t0, asked.t1, dt)
     model, noise = Conventional(sde, jnp.asarray(lr, x0.dtype)), (asked.key, asked.times, grid, dt)

@@ -1,4 +1,4 @@
-"""Trajectories as files."""
+"""The form of pytrees in a file: containers as JSON in the order of their leaves, so that nothing is pickled."""
 
 from typing import Any
 
@@ -19,8 +19,11 @@ def is_array(leaf: Any) -> bool:
 
 def describe(tree: PyTree) -> Any:
     """The container structure of `tree` as JSON; leaves are "*", foreign containers their named leaves."""
+    # In the order in which JAX flattens a dict. The leaves of a loaded module once came back in another (bias before
+    # weight).
     if isinstance(tree, dict) and all(isinstance(key, str) for key in tree):
         return {"dict": {key: describe(tree[key]) for key in sorted(tree)}}
+    # Not `isinstance`: a named tuple is a container that only its own code can rebuild.
     if type(tree) in (list, tuple):
         return {type(tree).__name__: [describe(item) for item in tree]}
     if tree is None or is_array(tree):

@@ -79,6 +79,7 @@ def request(
     """The `Request`; ValueError on what no run can be asked. `given` are the other arguments whose values must be
     known, `may_rest` says whether t1 may be infinite."""
     started = time.perf_counter()
+    # First of all, as every other check looks at values.
     arguments.check_concrete(name, *given, t0, t1)
     endless = may_rest and np.ndim(t1) == 0 and t1 == np.inf
     if endless and np.ndim(save_at) > 0:
@@ -122,6 +123,7 @@ def prepared(
     with working_precision(asked.dtype) as precision:
         problem, optimizer, params0, v0 = cast((problem, optimizer, params0, v0), precision)
         sde, x0 = checks.on_flat_coordinates(problem, optimizer, params0, asked.route)
+        # The yield is within the context: whatever a solve computes is in the working precision.
         check_metrics(asked.metrics, sde, x0, sde.state_shapes())
         yield sde, x0, v0
 
@@ -155,6 +157,7 @@ def recorded(asked: Request, found: Outcome, label: str) -> Trajectory:
     )
     copies = asked.paths // trajectory.paths  # of a flow one path is solved, as all are equal
     trajectory = repeated(trajectory, copies)
+    # With compilation and metrics, from the call on.
     trajectory.stats["seconds"] = time.perf_counter() - asked.started
     return finish(trajectory, np.repeat(found.ended, copies), asked.throw)
 
@@ -163,6 +166,8 @@ def blanked(good: np.ndarray, saved: PyTree) -> PyTree:
     """NaN wherever a path had failed, in leaves (paths, T, ...)."""
 
     def blank(leaf: np.ndarray) -> np.ndarray:
+        # Diffrax leaves inf in rows that were not reached, and a failed path its last state: both would pass for
+        # results.
         return np.where(good.reshape(good.shape + (1,) * (leaf.ndim - 2)), leaf, np.nan)
 
     return jax.tree.map(blank, saved)

@@ -70,8 +70,10 @@ def resume(
     first, v0 = jax.tree.map(lambda leaf: leaf[0] if isinstance(leaf, np.ndarray) else leaf, (ends, v))
     shared: dict[str, Any] = {"t0": t0, "paths": paths, "save_at": save_at, "metrics": metrics, "route": route}
     shared |= {"dtype": dtype, "throw": throw, "progress": progress}
+    # One path of them is followed, and repeated.
     if stats["solver"] != "euler":  # a flow: all paths are equal
         return simulate(problem, optimizer, first, t1, v0=v0, solver=stats["solver"], **shared)
+    # Kept in the trajectory as numbers: typed keys cannot be saved to a file.
     key = jr.wrap_key_data(jnp.asarray(stats["key"], jnp.uint32)) if key is None else key
     asked = request("resume", (problem, optimizer), t1=t1, key=key, **shared)
     step = arguments.check_step(stats["dt"] if dt is None else dt, t0, t1)
@@ -90,6 +92,8 @@ def _onward(
     ends, v = cast((ends, v), precision)
     leaves = [leaf.reshape(asked.paths, -1) for leaf in jax.tree.leaves(ends) if eqx.is_array(leaf)]
     rank, spectrum = int(about["rank"]), np.asarray(about["spectrum"], precision)
+    # Rank and floor are those of the first start, not counted at the end: a run that goes on must lose its rank where
+    # the uninterrupted one would.
     fixed = eqx.tree_at(lambda s: s.rank, sde, jnp.asarray(rank), is_leaf=lambda leaf: leaf is None)
     slow = SlowState(fixed, jnp.asarray(rank_tolerance(precision) * spectrum[rank - 1], precision))
     state0 = slow.initial(jnp.concatenate(leaves, axis=1), v)

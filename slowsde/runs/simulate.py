@@ -111,6 +111,7 @@ def simulate(
         throw=throw,
         progress=progress,
     )
+    # A run to rest has no length to divide.
     step = arguments.check_step(dt, t0, t0 + 1 if asked.endless else t1)
     method = Method(solver, step, rtol, tol, max_steps)
     return run(asked, problem, optimizer, params0, v0, partial(_slow_paths, method=method), "slow")
@@ -121,6 +122,7 @@ def _slow_paths(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, method: 
     check_solver(method.solver, sde)
     if asked.endless:
         check_rest(sde, method.solver)
+    # After the checks: the way to Γ may be the longest part of a run.
     slow, start, v0 = start_on_manifold(sde, x0, v0, asked.rank, asked.t0)
     state0, about = slow.initial(start.point, v0), _about_start(sde, start)
     if asked.endless:
@@ -135,7 +137,9 @@ def _slow_paths(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, method: 
 
 
 def _euler_paths(asked: Request, slow: SlowState, state0: State, dt: float) -> Solved:
+    # Graded at a start from v = 0, in equal steps elsewhere.
     grid = step_grid(asked.times, asked.t0, asked.t1, dt, falling_time(slow, state0))
+    # What `resume` needs to meet the same noise.
     about = {"solver": "euler", "dt": dt, "key": np.asarray(jr.key_data(asked.key))}
     found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, shown=asked.meter())
     return Solved(asked.times, *found, about)
@@ -156,9 +160,11 @@ def _at_the_end(slow: SlowState, solved: Solved) -> dict[str, float]:
 def outcome_of(slow: SlowState, solved: Solved, about: dict[str, Any]) -> Outcome:
     """A solve as the outcome of a run, with spectra along it; `about` are statistics of its start."""
     sde, (times, saved, ending, stats, rests) = slow.sde, solved
+    # Kept so that `compare` can say where to trust the run without the problem, also for one from a file.
     history = spectral_history(sde, saved.x, saved.v, saved.rank, saved.largest)
     codes = result_codes(slow, ending)
     if not rests:
+        # A flow that still moves is no success, though nothing failed on its way.
         codes = np.where(codes == Result.SUCCESS, Result.NOT_STATIONARY, codes)
     good = np.isfinite(np.asarray(saved.residual))
     along = {
@@ -183,6 +189,7 @@ def check_solver(solver: str, sde: SlowSDE) -> None:
     """ValueError unless `solver` exists and suits the noise and the metric."""
     if solver not in SOLVERS:
         raise ValueError(f"solver={solver!r} is not one of {SOLVERS}.")
+    # What diffuses takes Euler steps whatever was named, and the name would be ignored without a word.
     if solver in ("tsit5", "implicit") and sde.diffuses:
         raise ValueError(f"solver={solver!r} is for noise that does not diffuse (label noise); use 'auto' or 'euler'.")
     if solver == "implicit" and not sde.has_sharpness:

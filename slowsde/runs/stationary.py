@@ -50,6 +50,7 @@ def stationary_point(
     Example:
         >>> stationary_point(problem, adam(c=10.0, eps=1e-6), params0, metrics=("trace_hessian",)).metrics
     """
+    # The way is of no interest here, and saved times are ends of steps.
     settings = {"save_at": 2} | settings
     found = simulate(problem, optimizer, params0, np.inf, metrics=metrics, **settings)
     return StationaryPoint(

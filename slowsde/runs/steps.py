@@ -37,11 +37,14 @@ class AGMStep(eqx.Module):
         """Step number k + 1, along the stochastic gradient g; m is all that is remembered besides v."""
         optimizer, chart, lr, b2 = sde.optimizer, sde.chart, self.lr, self.b2
         theta, m, v = state
+        # k counts from slow time 0, also in a run that starts at t0.
         rate = lr * optimizer.pace(k * lr**2)
         m = optimizer.b1 * m + (1 - optimizer.b1) * g
         # A corrected v is the mean of V(g gᵀ) with weights β2^(k−j), j ≤ k, so that step k adds (1−β2)/(1−β2^k) of it.
         # All of the first, and no more by rounding: v must not turn negative.
         new = jnp.minimum((1 - b2) / -jnp.expm1((k + 1) * jnp.log(b2)), 1) if optimizer.bias_correction else 1 - b2
+        # v before it is used, as the optimizers of libraries do; the corrected v itself is the state, so that S(v)
+        # needs no k.
         v = jax.tree.map(lambda old, add: old + new * (add - old), v, optimizer.V(chart.unravel_arrays(g)))
         heading = m / (1 - optimizer.b1 ** (k + 1)) if optimizer.bias_correction else m
         move = rate * sde.metric(v)(heading)
@@ -59,6 +62,7 @@ class OptaxStep(eqx.Module):
         """One step along the stochastic gradient g."""
         chart, (theta, memory, v) = sde.chart, state
         updates, memory = self.transformation.update(chart.unravel_arrays(g), memory, chart.unravel_arrays(theta))
+        # Not `optax.apply_updates`: Optax is not imported, and its updates may be of another precision.
         theta = theta + ravel(updates).astype(theta.dtype)
         return theta, memory, sde.arranged(from_optax_state(memory, self.b2)) if self.has_state else v
 
@@ -85,6 +89,7 @@ def optax_run(
             "A discrete run calls optimizer.update(gradient, state, params), which this transformation refuses (line "
             f"searches need the loss as well): {error}"
         ) from error
+    # Compared by shapes with what `update` returns, not `init`: some transformations change the types of their state.
     memory = fresh if state0 is None else state0
     if jax.tree.map(jnp.shape, memory) != jax.tree.map(lambda leaf: leaf.shape, expected):
         raise ValueError(
@@ -97,6 +102,7 @@ def optax_run(
     b2 = _second_momentum(transformation, fresh, params)
     _check_rate(sde.optimizer, b2, lr, x0.dtype)
     corrected = sde.optimizer.bias_correction
+    # 0/0 of a fresh state: its expectation after one step takes the place.
     if corrected and steps_counted(memory) == 0:
         v = equilibrium(sde, x0)  # that of one gradient, on average
     else:
@@ -108,6 +114,7 @@ def optax_run(
 def _second_momentum(transformation: Any, state: PyTree, params: PyTree) -> float:
     """β2: what a step of zero gradient leaves of a second moment of ones."""
     nothing = jax.tree.map(jnp.zeros_like, params)
+    # Optax does not let its settings be read back, but β2 can be measured.
     _, after = transformation.update(nothing, map_moments(jnp.ones_like, state), params)
     left = np.asarray(ravel(from_optax_state(after)))
     if np.ptp(left) > 1e-6 * (1 - left.min()):
@@ -119,6 +126,7 @@ def _second_momentum(transformation: Any, state: PyTree, params: PyTree) -> floa
 
 def _check_rate(like: AGM, b2: float, lr: float, dtype: Any) -> None:
     c = (1 - b2) / lr**2
+    # 1 − β2 of a measured β2 has lost digits: relative to it, eps/(1−β2).
     rounding = 1e-3 + 10 * float(jnp.finfo(dtype).eps) / max(1 - b2, 1e-300)
     if not like.quasi_static and abs(float(like.c) - c) > rounding * c:
         raise ValueError(

@@ -84,10 +84,13 @@ class Trajectory:
             arrays |= {f"{group}/{i}": leaf for i, (_, leaf) in enumerate(named_leaves(tree))}
         header = {"structure": structure, "stats": plain(self.stats), "label": self.label, "format": 1}
         arrays["header"] = np.array(json.dumps(header))
+        # Written beside its place and moved there: a run that is interrupted leaves the old file, or none. In the same
+        # folder, as a move across file systems is no longer atomic.
         with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as file:
             try:
                 np.savez_compressed(file, allow_pickle=False, **arrays)
                 os.replace(file.name, target)
+            # Also on Ctrl-C: a failed save once left its temporary file.
             except BaseException:
                 os.unlink(file.name)
                 raise
@@ -103,6 +106,7 @@ def repeated(trajectory: Trajectory, copies: int) -> Trajectory:
     def repeat(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: np.repeat(leaf, copies, axis=0) if is_array(leaf) else leaf, tree)
 
+    # What is (paths, T) is repeated, what belongs to the whole run is not.
     stats = {name: repeat(value) if np.shape(value)[:2] == shape else value for name, value in trajectory.stats.items()}
     return dataclasses.replace(
         trajectory,
@@ -119,6 +123,7 @@ def finish(trajectory: Trajectory, whens: np.ndarray, throw: bool) -> Trajectory
     failed = np.flatnonzero(trajectory.result != Result.SUCCESS)
     trajectory.stats["failed_at"] = np.where(trajectory.result != Result.SUCCESS, whens, np.nan)
     if throw and failed.size:
+        # The path that failed first tells the most: later ones may have other reasons.
         first = failed[np.argmin(trajectory.stats["failed_at"][failed])]
         code = Result(int(trajectory.result[first]))
         when = "slow time" if trajectory.stats.get("clock", "k·lr²") == "k·lr²" else "time"
@@ -140,6 +145,7 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Trajectory:
     Example:
         >>> load(trajectory.save("run.npz")).metrics["loss"].shape
     """
+    # A pickle in a file from elsewhere could run code.
     with np.load(path, allow_pickle=False) as file:
         header = json.loads(str(file["header"]))
         metrics = {name.removeprefix("metrics/"): file[name] for name in file.files if name.startswith("metrics/")}
