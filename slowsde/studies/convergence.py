@@ -156,13 +156,18 @@ def convergence_study(
         raise ValueError(f"observables={observables!r} is empty: name at least one, such as 'trace_hessian'.")
     key = arguments.check_key(key)
     check_parameters(params0)
+    # Of a flow one path is the mean: more would be equal.
     diffuses = slow_sde(problem, optimizer, Coordinates.of(params0), route).diffuses
     copies = _slow_copies(slow_paths, counts) if diffuses else 1
     where = problem, optimizer, params0
     shared: dict[str, Any] = {"v0": v0, "metrics": named, "route": route, "rank": rank}
     shared |= {"dtype": dtype, "progress": progress}
+    # The discrete run ends on a whole step, up to η²/2 from t1: the slow mean at that very time, or the error would
+    # have a part of order η².
     ends = np.maximum(1, np.rint(t1 / rates**2)) * rates**2
     times, at = np.unique(ends, return_inverse=True)
+    # Keys of their own for the slow paths and for every rate: runs that share noise would share errors, which the
+    # covariance knows nothing of.
     slowly = {"paths": copies, "key": jr.fold_in(key, 0), "solver": solver, "dt": dt, "rtol": rtol, **shared}
     slow = simulate(*where, times[-1], save_at=times, **slowly)
     runs = [
@@ -191,6 +196,8 @@ def study_of_runs(slow: Trajectory, at: Sequence[int] | np.ndarray, runs: Sequen
     for name in slow.metrics:
         samples = slow.metrics[name][slow.result == Result.SUCCESS][:, at]
         finals = [run.metrics[name][run.result == Result.SUCCESS, -1] for run in runs]
+        # The slow ensemble is shared by all rates, so that its error is correlated between them: by its times a full
+        # matrix.
         of_slow = np.zeros((at.size, at.size))
         if len(samples) > 1:
             of_slow = np.atleast_2d(np.cov(samples, rowvar=False)) / len(samples)
@@ -207,6 +214,7 @@ def _learning_rates(lrs: Any, optimizer: AGM, t1: float) -> np.ndarray:
         rates = np.asarray(lrs, dtype=float)
     except (TypeError, ValueError):
         rates = np.zeros(0)
+    # All different: two equal ones determine no slope.
     if rates.ndim != 1 or not (np.isfinite(rates) & (rates > 0)).all() or np.unique(rates).size < max(2, rates.size):
         raise ValueError(f"lrs={lrs!r} must be at least two different positive learning rates, such as (0.04, 0.02).")
     if not isinstance(optimizer, AGM):

@@ -145,6 +145,7 @@ def weak_estimate(
         raise ValueError(f"levels={levels!r} must be an integer from 2 to 5, one for each step dt, dt/2, ...")
     if not asked.metrics:
         raise ValueError(f"observables={observables!r} is empty: name at least one, such as 'trace_hessian'.")
+    # The coarse grid is refined, so that every level ends on t1 and the finest one holds the noise of all.
     coarse = step_grid(asked.times, t0, t1, arguments.check_step(dt, t0, t1))
     grid = np.linspace(t0, t1, (coarse.size - 1) * 2 ** (levels - 1) + 1)
     with prepared(asked, problem, optimizer, params0, v0) as (sde, x0, v0):
@@ -152,6 +153,7 @@ def weak_estimate(
             raise ValueError("Nothing diffuses under this noise: use simulate, whose rtol controls the error.")
         slow, start, v0 = start_on_manifold(sde, x0, v0, asked.rank, t0)
         state0, shown = slow.initial(start.point, v0), asked.meter()
+        # Coarsest first. Every level is a solve of its own on the same Brownian paths, by its stride.
         values = [_at_the_end(asked, slow, state0, grid, 2**level, shown) for level in reversed(range(levels))]
     samples = {name: np.stack([level[name] for level in values]) for name in asked.metrics}
     return estimate_of_samples(samples, float(t1), (t1 - t0) / (grid.size - 1) * 2.0 ** np.arange(levels)[::-1])
@@ -165,6 +167,7 @@ def _at_the_end(
     saved, ending = solve_sde(
         slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, stride=stride, shown=shown
     )
+    # A path that fails at one level only would leave a difference between levels that is none: all or nothing.
     codes = result_codes(slow, ending)
     if codes.any():
         worst = Result(int(codes[np.flatnonzero(codes)[0]]))
@@ -179,7 +182,11 @@ def _at_the_end(
 def estimate_of_samples(samples: dict[str, Float[np.ndarray, "L paths"]], t1: float, dts: np.ndarray) -> WeakEstimate:
     """The estimate from f(ζ(t1)) at each level and path."""
     weights = richardson_weights(dts)
+    # The estimate of one order less from the finer levels, path by path: its difference to the best has its own small
+    # standard error.
     lower = np.concatenate([[0.0], richardson_weights(dts[1:])])
+    # Weighted path by path before means are taken: the errors of the levels nearly cancel in it, which a sum of
+    # separate standard errors would not show.
     best = {name: weights @ values for name, values in samples.items()}
     gap = {name: (weights - lower) @ values for name, values in samples.items()}
     spread = {name: values.std(axis=1, ddof=1) for name, values in samples.items()}

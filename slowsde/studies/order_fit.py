@@ -42,9 +42,11 @@ def fit_order(
     refusal = _refusal(lrs, errors, np.sqrt(np.diag(covariance)), np.broadcast_to(paths, lrs.shape), reference)
     if refusal:
         return OrderFit(np.nan, (np.nan, np.nan), (np.nan, np.nan), np.nan, refusal)
+    # Delta method: Cov(log|e|) = Cov(e)/(e eᵀ).
     x, y = np.log(lrs), np.log(np.abs(errors))
     # Errors without any noise weigh equally: a relative variance far below every misfit.
     noise = covariance / np.outer(errors, errors) + 1e-20 * np.eye(x.size)
+    # Generalized least squares, as errors that share a slow ensemble are correlated.
     weights = np.linalg.inv(noise)
     total = weights.sum()
     x0, y0 = weights.sum(axis=0) @ x / total, weights.sum(axis=0) @ y / total
@@ -55,6 +57,7 @@ def fit_order(
     if x.size > 2:
         rest = dy - slope * dx
         misfit = float(rest @ weights @ rest / (x.size - 2))
+        # Only ever widened: a χ² below 1 is luck, not better data.
         if misfit > 1:
             wide = stdtrit(x.size - 2, (1 + LEVEL) / 2) * np.sqrt(misfit)
     half = float(wide / np.sqrt(information))
@@ -66,6 +69,8 @@ def _refusal(
 ) -> str:
     """Why no line can be drawn through these errors; empty if one can."""
     floor = np.broadcast_to(ROUNDING * np.maximum(np.abs(reference), ROUNDING), errors.shape)
+    # The log of an error within its noise is biased, and a sign that is chance makes |error| a mean of nothing. (NaN
+    # counts as lost.)
     lost = ~(np.abs(errors) > RESOLVED * spread + floor)
     if lost.any():
         clauses = []
@@ -74,6 +79,7 @@ def _refusal(
                 clauses.append(f"lr={lrs[i]:g} ({errors[i]:.2g} is rounding: use a larger lr)")
                 continue
             size = np.abs(errors[i]) / spread[i]
+            # Standard errors fall like 1/√paths; a fifth more, as the error itself is known only so well.
             needed = int(np.ceil(paths[i] * (RESOLVED / max(size, 1.0)) ** 2 * 1.2))
             bound = "about" if size > 1 else "more than"
             clauses.append(f"lr={lrs[i]:g} ({size:.1f} s.e.; {bound} {needed} paths would resolve it)")
