@@ -41,6 +41,7 @@ def plot_comparison(
         discrete_label = f"discrete, $\\eta$={discrete.stats.get('lr', float('nan')):g} (mean of {discrete.paths})"
     draw_ensemble(ax, discrete, name, runs, discrete_style)
     ax.plot(comparison.ts, comparison.discrete_mean[name], label=discrete_label, **discrete_style)
+    # The slow curve at its own times, not at those of the comparison: it may be saved more finely.
     draw_ensemble(ax, comparison.slow, name, 0, slow_style)
     ax.plot(comparison.slow.ts, mean_over_paths(comparison.slow, name), label=slow_label, **slow_style)
     return finished(ax, name)
@@ -53,6 +54,7 @@ def plot_gap(comparison: Comparison, *, ax: Any = None, name: str | None = None,
     style = DISCRETE | {"linestyle": "-"} | kw
     gap, error = comparison.gap[name], comparison.standard_error[name]
     ax.axhline(0, color="0.5", linewidth=0.8)
+    # Four, as `compare` judges.
     ax.fill_between(comparison.ts, gap - 4 * error, gap + 4 * error, color=style["color"], alpha=0.2, linewidth=0)
     ax.plot(comparison.ts, gap, **style)
     finished(ax, name)

@@ -44,11 +44,13 @@ def plot_convergence(
     ax.plot(study.lrs[errors < 0], size[errors < 0], **style | {"markerfacecolor": "white", "zorder": 6})
     lrs = np.geomspace(study.lrs.min() / 1.15, study.lrs.max() * 1.15, 50)
     if not fit.refusal:
+        # All through the weighted centre, where slope and height of the fit are uncorrelated.
         low, line, high = (fit.centre[1] * (lrs / fit.centre[0]) ** q for q in np.insert(fit.interval, 1, fit.order))
         label = f"order {fit.order:.2f}  ({fit.interval[0]:.2f}, {fit.interval[1]:.2f})"
         ax.plot(lrs, line, label=label, **DISCRETE | {"zorder": 3})
         ax.fill_between(lrs, low, high, color=DISCRETE["color"], alpha=0.2, linewidth=0)
     for slope, dashes in zip(guides, (":", "-.", "--", "-"), strict=False):
+        # Half below the errors, so that guides are not taken for fits.
         guide = 0.5 * size[np.argmin(study.lrs)] * (lrs / study.lrs.min()) ** slope
         ax.plot(lrs, guide, color="0.5", linewidth=1, linestyle=dashes, label=f"slope {slope:g}", zorder=1)
     finished(ax, name)

@@ -59,6 +59,7 @@ def plot_phase_portrait(
     ax = axes_for(ax)
     grid, velocity, curve = _portrait(problem, optimizer, slow, frame)
     speed = np.hypot(*np.moveaxis(velocity, -1, 0))
+    # Directions alone: near Γ speeds fall to zero, and streamlines would end before it.
     directions = np.moveaxis(velocity / np.maximum(speed, 1e-300)[..., None], -1, 0)
     ax.streamplot(*grid, *directions, color="0.8", linewidth=0.7, arrowsize=0.7, density=0.9, zorder=1)
     ax.plot(*curve.T, color="0.35", linewidth=3.5, alpha=0.6, solid_capstyle="butt", label=r"$\Gamma$", zorder=2)
@@ -93,11 +94,13 @@ def _portrait(
         metric = mf.Identity() if optimizer is None else optimizer.metric(v, chart)
         xs = jnp.asarray(np.stack(grid, axis=-1).reshape(-1, 2), precision)
         velocity = -jax.vmap(lambda x: metric(loss.gradient(x)))(xs)
+        # Steps of a 400th of the diagonal, and enough of them for three diagonals in either direction.
         step = np.hypot(*np.ptp(np.asarray(window), axis=1)) / 400
         curve = curve_through(loss, ravel(params), step, 1200)
         velocity, curve = np.asarray(velocity).reshape(*grid[0].shape, 2), np.asarray(curve)
     (low_x, high_x), (low_y, high_y) = window
     inside = (curve[:, 0] >= low_x) & (curve[:, 0] <= high_x) & (curve[:, 1] >= low_y) & (curve[:, 1] <= high_y)
+    # NaN cuts the line where Γ leaves the window, and lets it come back.
     return (grid[0], grid[1]), velocity, np.where(inside[:, None], curve, np.nan)
 
 

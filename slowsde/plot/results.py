@@ -1,4 +1,7 @@
-"""What figures ask of the results that they draw, whatever their classes are."""
+"""What figures ask of the results that they draw, whatever their classes are.
+
+Protocols, not the classes: runs and studies draw themselves by this floor, which must not import them in turn.
+"""
 
 from typing import Any, Protocol
 

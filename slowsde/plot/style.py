@@ -26,9 +26,11 @@ CLOCKS = {"k·lr²": TIME, "k·lr": r"time  $t = k\eta$"}
 
 
 def draw_ensemble(ax: Any, trajectory: Trajectory, name: str, runs: int, style: dict[str, Any]) -> None:
+    """A band of ± 2 standard deviations of a path that succeeded, and `runs` such paths; nothing if all agree."""
     values = trajectory.metrics[name][trajectory.result == 0]
     if len(values) < 2 or not np.any(np.ptp(values, axis=0)):
         return
+    # Of a single run, not of the mean: what one training run would show.
     mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1)
     ax.fill_between(trajectory.ts, mean - 2 * spread, mean + 2 * spread, color=style["color"], alpha=0.15, linewidth=0)
     for run in values[:runs]:
@@ -36,10 +38,12 @@ def draw_ensemble(ax: Any, trajectory: Trajectory, name: str, runs: int, style: 
 
 
 def mean_over_paths(trajectory: Trajectory, name: str) -> np.ndarray:
+    """(T,) the mean of an observable over the paths that succeeded."""
     return trajectory.metrics[name][trajectory.result == 0].mean(axis=0)
 
 
 def observable(available: dict[str, Any], name: str | None) -> str:
+    """`name`, or the first one available for None; ValueError, with the names there are, for another."""
     if name is None and available:
         return next(iter(available))
     if name not in available:
@@ -48,14 +52,17 @@ def observable(available: dict[str, Any], name: str | None) -> str:
 
 
 def axes_for(ax: Any) -> Any:
+    """`ax`, or new axes of the size that figures here have for None."""
     if ax is not None:
         return ax
+    # Imported by the first figure: runs on machines without a display, or without Matplotlib, need none.
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=(4.5, 3.2), layout="constrained")[1]
 
 
 def finished(ax: Any, name: str) -> Any:
+    """The axes with slow time below and the label of observable `name` beside, open above and on the right."""
     ax.set_xlabel(TIME)
     ax.set_ylabel(LABELS.get(name, name))
     ax.margins(x=0.01)

@@ -98,6 +98,7 @@ def plot_test_error(samples: Sequence[int], errors: Mapping[str, Any], *, ax: An
                 "samples."
             )
     ax = axes_for(ax)
+    # Bars at one abscissa would hide each other.
     aside = np.linspace(-0.01, 0.01, len(arrays)) * np.ptp(sizes) if len(arrays) > 1 else np.zeros(1)
     for number, (name, values) in enumerate(arrays.items()):
         seeds = len(values)

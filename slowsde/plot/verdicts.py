@@ -26,6 +26,8 @@ def plot_validity(validity: Validity, *, ax: Any = None, **kw: Any) -> Any:
     shown = {name: values for name, values in shown.items() if np.max(values) > 1e-4}  # rounding is no news
     for (name, values), colour in zip(shown.items(), COLOURS, strict=False):
         ax.plot(validity.ts, values, **({"color": colour, "label": name, "linewidth": 1.6} | kw))
+    # Ratios have thresholds of their own: drawn over the second one, all share the line 1, and the lowest of the first
+    # ones.
     doubtful = min(low / bad for low, bad in validity.thresholds.values())
     top = 3 * max(1.0, *(float(np.nanmax(values)) for values in shown.values())) if shown else 3.0
     ax.axhspan(doubtful, 1, color=DISCRETE["color"], alpha=0.08, linewidth=0)
@@ -53,6 +55,7 @@ def shade_untrusted(validity: Validity, ax: Any) -> Any:
     `plot_comparison`."""
     bad = np.concatenate([[False], validity.levels == 2, [False]])
     edges = np.flatnonzero(np.diff(bad.astype(int)))
+    # Levels are known at saved times: a band reaches half-way to the neighbours, so that a single bad time is seen.
     middles = np.concatenate([validity.ts[:1], (validity.ts[1:] + validity.ts[:-1]) / 2, validity.ts[-1:]])
     for number, (first, last) in enumerate(zip(edges[::2], edges[1::2], strict=True)):
         label = "slow SDE not valid" if number == 0 else None
