@@ -68,7 +68,7 @@ class SampledNoise(AbstractNoise):
 
     def gradients(self, chart: Coordinates, x: Vector) -> Float[Array, "N p"]:
         """The N gradients at the fixed keys."""
-        # Common random numbers: with fresh draws at every point B would jump, and adaptive steps take jumps for errors.
+        # Common random numbers: so B is a function of params, as smooth as `sample` is.
         keys = jr.split(jr.key(self.seed), self.draws)
         return jax.vmap(lambda key: self._draw(chart, x, key))(keys)
 

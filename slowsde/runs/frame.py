@@ -123,8 +123,8 @@ def prepared(
     with working_precision(asked.dtype) as precision:
         problem, optimizer, params0, v0 = cast((problem, optimizer, params0, v0), precision)
         sde, x0 = checks.on_flat_coordinates(problem, optimizer, params0, asked.route)
-        # The yield is within the context: whatever a solve computes is in the working precision.
         check_metrics(asked.metrics, sde, x0, sde.state_shapes())
+        # The yield is within the context: whatever a solve computes is in the working precision.
         yield sde, x0, v0
 
 
