@@ -94,7 +94,7 @@ def map_points(function: Callable[[Any, Any, Any], PyTree], shared: PyTree, poin
 
 
 def block_size(sde: SlowSDE, x: Array, *, eigenpairs: bool) -> int:
-    """Paths in a block, a power of two; 1 where large eigenpairs must not be vectorized over (`manifolds.blocks`)."""
+    """Paths in a block, a power of two; 1 where large eigenpairs may not be batched (`manifolds.support.blocks`)."""
     platform = _devices()[0].platform
     factor, spectrum, metric = eqx.filter_eval_shape(_sizes, sde, x)
     # By the size of B, p·r, the largest array of a path. A power of two, so that few sizes of programs exist.
