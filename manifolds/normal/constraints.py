@@ -128,6 +128,8 @@ def iterated(
     and factorizes.
     """
     added: Any = ridge(near, jacobian.dtype) if shift is None else shift
+    # A factor needs a ridge where the rank has dropped: without one it is NaN (seen with rank 35 of 40).
+    regular = None if isinstance(shift, (int, float)) and shift == 0 else shift
 
     def solve(r: Residuals, accuracy: float) -> Residuals:
         found, converged = conjugate_gradients(
@@ -139,7 +141,7 @@ def iterated(
             max_steps=10 + r.shape[0] // 8,  # m products cost about four kernels
         )
         # Under `cond` the kernel is not even formed where the iteration converged.
-        return jax.lax.cond(converged, lambda: found, lambda: factorized(jacobian, metric, scale, shift)(r, accuracy))
+        return jax.lax.cond(converged, lambda: found, lambda: factorized(jacobian, metric, scale, regular)(r, accuracy))
 
     return solve
 

@@ -7,12 +7,14 @@ attributes alone (`results`), and of the rest of the package nothing. Matplotlib
 from .comparisons import plot_comparison, plot_gap
 from .orders import plot_convergence
 from .phase_portrait import plot_phase_portrait
-from .style import LABELS
+from .style import CLOCKS, LABELS, TIME
 from .trajectories import plot_metric, plot_sharpness, plot_test_error
 from .verdicts import plot_validity, shade_untrusted
 
 __all__ = [
+    "CLOCKS",
     "LABELS",
+    "TIME",
     "plot_comparison",
     "plot_convergence",
     "plot_gap",

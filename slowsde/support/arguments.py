@@ -58,10 +58,10 @@ def check_concrete(name: str, *trees: PyTree) -> None:
         )
 
 
-def check_paths(paths: Any) -> int:
+def check_paths(paths: Any, name: str = "paths") -> int:
     """ValueError unless paths is a positive integer."""
     if not is_integer(paths) or paths < 1:
-        raise ValueError(f"paths={paths!r} must be a positive integer.")
+        raise ValueError(f"{name}={paths!r} must be a positive integer.")
     return int(paths)
 
 

@@ -126,6 +126,13 @@ def test_no_two_steps_or_paths_share_their_noise() -> None:
         assert np.unique(drawn).size == drawn.size
 
 
+def test_thousands_of_steps_near_a_singular_start_have_keys_of_their_own() -> None:
+    """43 557 graded steps, of which 12 000 start within dt/2²⁰ of t = 0."""
+    grid = step_grid(np.array([1.0]), 0.0, 1.0, 1e-4, 1e-16)
+    keys = np.asarray(jax.random.key_data(step_keys(jax.random.key(0), grid, 1e-4)))
+    assert np.unique(keys, axis=0).shape[0] == grid.size - 1 > 40_000
+
+
 def test_increments_have_the_law_of_a_brownian_motion() -> None:
     """60 000 increments over steps of two lengths: mean 0, variance h, no correlation of neighbours, 4.5 s.e."""
     grid = np.concatenate([np.linspace(0, 1, 10_000, endpoint=False), np.linspace(1, 3, 10_001)])

@@ -10,7 +10,7 @@ import pytest
 import manifolds as mf
 import slowsde as ss
 from manifolds.normal.constraints import KernelDiagonal, NearbyKernel, conjugate_gradients, factorized, iterated
-from manifolds.normal.jacobians import JacobianProducts
+from manifolds.normal.jacobians import JacobianProducts, StoredJacobian
 from manifolds.normal.lanczos import largest_eigenvalue, tridiagonal
 from manifolds.support.coordinates import Coordinates, ravel
 from manifolds.support.precision import cast
@@ -198,6 +198,18 @@ def test_solves_survive_a_useless_preconditioner_and_lost_rank() -> None:
         solve = iterated(jacobian, metric, near, 1.0, 0.0)
         np.testing.assert_allclose(solve(r, 1e-11), q @ np.linalg.solve(q.T @ kernel @ q, q.T @ r), rtol=1e-7)
         np.testing.assert_allclose(iterated(jacobian, metric, near)(r, 1e-11), expected, rtol=1e-6)
+
+
+def test_a_factor_in_place_of_iterations_survives_lost_rank() -> None:
+    """Residuals that repeat: a kernel of rank 15 of 20, which a useless preconditioner leaves to a factorization."""
+    rows = np.random.default_rng(7).normal(size=(20, 40))
+    rows[15:] = rows[:5]
+    with jax.enable_x64(True):
+        jacobian, metric = StoredJacobian(jnp.asarray(rows)), mf.Identity()
+        near = NearbyKernel(spectrum_problem(np.geomspace(1, 1e8, 20))[0], jnp.dtype("float64"))
+        r = jacobian(jnp.ones(40))
+        move = jacobian.transposed(iterated(jacobian, metric, near, 1.0, 0.0)(r, 1e-11))
+        np.testing.assert_allclose(jacobian(move), r, atol=1e-6)
 
 
 def test_a_kernel_is_kept_while_it_preconditions_well() -> None:

@@ -70,10 +70,15 @@ def step_keys(key: PRNGKeyArray, grid: np.ndarray, dt: float) -> PRNGKeyArray:
     labels = np.rint(np.asarray(grid[:-1], float) / dt * RESOLUTION).astype(np.int64)
     order = np.arange(labels.size) - np.searchsorted(labels, labels)
     # `fold_in` takes 32 bits: 64-bit labels are folded in two halves.
-    high, low = ((labels >> 32) + (order << 20)).astype(np.uint32), labels.astype(np.uint32)
-    return _fold_both(key, jnp.asarray(high), jnp.asarray(low))
+    # 32 bits take an order below 4096; what is beyond goes into the key once more, where there is anything.
+    high, low = ((labels >> 32) + ((order % 4096) << 20)).astype(np.uint32), labels.astype(np.uint32)
+    return _folded(key, jnp.asarray(high), jnp.asarray(low), jnp.asarray((order // 4096).astype(np.uint32)))
 
 
 @jax.jit
-def _fold_both(key: PRNGKeyArray, high: Array, low: Array) -> PRNGKeyArray:
-    return jax.vmap(lambda a, b: jr.fold_in(jr.fold_in(key, a), b))(high, low)
+def _folded(key: PRNGKeyArray, high: Array, low: Array, beyond: Array) -> PRNGKeyArray:
+    def one(a: Array, b: Array, c: Array) -> PRNGKeyArray:
+        found = jr.fold_in(jr.fold_in(key, a), b)
+        return jnp.where(c > 0, jr.fold_in(found, c), found)
+
+    return jax.vmap(one)(high, low, beyond)
