@@ -70,8 +70,10 @@ def trace_hessian(
     known, rest = jr.split(arguments.check_key(key))
     exact, clear = jnp.zeros((), x.dtype), lambda z: z
     if sketch:
+        # Probes and sketch from two keys: the estimate of the rest is unbiased only if its probes know nothing of Q.
         columns = _apply(product, jr.rademacher(known, (min(int(sketch), x.size), x.size), x.dtype))
         basis = jnp.linalg.qr(columns.T)[0].T
+        # tr QᵀH'Q, without the r×r matrix.
         exact = jnp.sum(basis * _apply(product, basis))
         clear = lambda z: z - (z @ basis.T) @ basis  # noqa: E731
     signs = clear(jr.rademacher(rest, (int(probes), x.size), x.dtype))
@@ -92,6 +94,8 @@ def largest_eigenvalue(
         >>> value, residual = metrics.estimated.largest_eigenvalue(problem, params)
     """
     arguments.check_paths(iterations, "iterations")
+    # λ_max without a loss's own route: a general loss of many parameters has products only. (Least squares on the
+    # matrix-free route has `manifolds.normal.lanczos`, which goes on to a tolerance.)
     product, x = _hessian(problem, params, metric)
     count = min(int(iterations), x.size)
     tiny = jnp.finfo(x.dtype).eps
@@ -109,8 +113,10 @@ def largest_eigenvalue(
     start = jr.normal(arguments.check_key(key), x.shape, x.dtype)
     basis = jnp.zeros((count + 1, x.size), x.dtype).at[0].set(start / jnp.linalg.norm(start))
     basis, images = jax.lax.fori_loop(0, count, step, (basis, jnp.zeros((count, x.size), x.dtype)))
+    # H'V is kept, so that the residual of the Ritz vector costs no further product.
     projected = basis[:-1] @ images.T
     values, vectors = jnp.linalg.eigh(0.5 * (projected + projected.T))
+    # Zero rows of an exhausted space have eigenvalues 0, which would win over negative ones.
     used = jnp.sum(vectors**2 * jnp.any(basis[:-1] != 0, axis=1)[:, None], axis=0) > 0.5
     best = jnp.argmax(jnp.where(used, values, -jnp.inf))
     q, image = basis[:-1].T @ vectors[:, best], images.T @ vectors[:, best]
