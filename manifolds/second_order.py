@@ -72,6 +72,12 @@ def sharpness_drift(loss: AbstractLoss, x: Vector, normal: AbstractNormalSpace) 
     return -0.25 * normal.project_gradient(loss.contract_metric(x, normal.metric))
 
 
+def sharpness_hessian(loss: AbstractLoss, x: Vector, metric: AbstractMetric) -> Float[Array, "p p"] | None:
+    """The whole of the model of which `sharpness_curvature` is the diagonal; None where it would cost too much."""
+    found = loss.metric_hessian(x, metric)
+    return None if found is None else 0.25 * found
+
+
 def sharpness_curvature(loss: AbstractLoss, x: Vector, metric: AbstractMetric) -> Vector:
     """diag of a positive semi-definite model of ∇²(¼⟨∇²L, S⟩): the damping an implicit step along it needs."""
     return 0.25 * loss.metric_curvature(x, metric)

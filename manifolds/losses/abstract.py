@@ -131,6 +131,22 @@ class AbstractLoss(eqx.Module):
     def metric_curvature(self, x: Vector, metric: AbstractMetric) -> Vector:
         """diag of a positive semi-definite model of ∇²⟨∇²L(x), S⟩, S held fixed: how stiff the flow of T[S] is."""
 
+    def metric_hessian(self, x: Vector, metric: AbstractMetric) -> Float[Array, "p p"] | None:
+        """The whole of the model of which `metric_curvature` is the diagonal; None where it would cost too much."""
+        return None
+
+    def couples(self, x: Vector) -> Bool[Array, ""]:
+        """Whether second derivatives of residuals couple parameters, so that `metric_hessian` is not diagonal; False
+        where there is none."""
+        return jnp.asarray(False)
+
+    def metric_lagrangian(
+        self, x: Vector, metric: AbstractMetric, scale: Any, multipliers: Array
+    ) -> Float[Array, "p p"] | None:
+        """∇²(scale·⟨∇²L, S⟩) − Σ μ_i ∇²r_i exactly, the Hessian along Γ of a function with the normal force Jᵀμ; None
+        where it would cost too much."""
+        return None
+
     def constraints(
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None, near: Preconditioner | None = None
     ) -> Any:

@@ -34,6 +34,7 @@ from .abstract import CHUNK, AbstractLoss, NewtonStep, Vector
 CACHED = 2**16  # entries of Jacobians that a CPU's cache holds
 # Kernels are kept over steps, along Γ and on the way there, for as long as they precondition: when every substep had a
 # Gram matrix of its own, these ten were most of a step, and one of a network (p = 115 713, m = 500) costs 41 GFlop.
+COUPLED = 5e8  # multiplications, m p³, that the coupled curvature of a step may take: some 20 ms on two cores
 STALE = 16  # steps of conjugate gradients from which on a new kernel costs less than it saves
 MEMORY = 2**31  # bytes that Jacobians, or blocks of their rows, may take by default
 
@@ -332,10 +333,51 @@ class LeastSquaresLoss(AbstractLoss):
         direction = self.coordinates.unravel_arrays(metric.sqrt(signs))
         return 2 * ravel(sum_in_blocks(one, self.inputs, self.block(x)))
 
+    def metric_hessian(self, x: Vector, metric: AbstractMetric) -> Float[Array, "p p"] | None:
+        # 2 Σ_i R_i S R_i, as above. What is left out, J S·∇³r, is not definite; so is the curvature −Σ μ_i R_i of Γ: on
+        # factorizations of five matrices steps with it were twice as many (33 for 16), and need eigenpairs.
+        if not self._is_small(x):
+            return None
+
+        def one(datum: PyTree) -> Float[Array, "p p"]:
+            changes = jax.jacfwd(lambda y: self.sample_rows(y, datum))(x)  # (k, p, p), R_i of the k residuals
+            halves = jax.vmap(metric.half)(changes)
+            return jnp.einsum("iab,iac->bc", halves, halves)
+
+        return 2 * sum_in_blocks(one, self.inputs, 1)
+
+    def couples(self, x: Vector) -> Bool[Array, ""]:
+        # A random sum of the R_i that is diagonal divides two random vectors into the same numbers. At a point of no
+        # symmetry: where weights are zero, those of a network do not meet.
+        first, second, shift = jr.normal(jr.key(2), (3, x.shape[0]), x.dtype)
+        near, force = x + 0.1 * jnp.sqrt(jnp.mean(x**2)) * shift, jr.normal(jr.key(3), (self.targets.size,), x.dtype)
+        a, b = (self._bending(near, force, w) / w for w in (first, second))
+        return jnp.max(jnp.abs(a - b)) > 1e-6 * jnp.max(jnp.abs(a))
+
+    def metric_lagrangian(
+        self, x: Vector, metric: AbstractMetric, scale: Any, multipliers: Array
+    ) -> Float[Array, "p p"] | None:
+        if not self._is_small(x):
+            return None
+
+        def force(y: Vector) -> Vector:
+            return scale * self.contract_metric(y, metric) - jax.vjp(self.residuals, y)[1](multipliers)[0]
+
+        found = jax.jacfwd(force)(x)
+        return (found + found.T) / 2
+
+    def _is_small(self, x: Vector) -> bool:
+        """Whether p×p matrices made of the second derivatives of all residuals cost little."""
+        return self.stored and self.targets.size * x.shape[0] ** 3 <= COUPLED
+
     def constraint_curvature(self, x: Vector, multipliers: Array) -> Vector:
         signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
         # Hutchinson again: z ∘ (Σ_i μ_i ∇²r_i) z, one product.
-        return signs * jax.jvp(jax.grad(lambda y: multipliers @ self.residuals(y)), (x,), (signs,))[1]
+        return signs * self._bending(x, multipliers, signs)
+
+    def _bending(self, x: Vector, multipliers: Array, w: Vector) -> Vector:
+        """Σ_i μ_i ∇²r_i(x) w."""
+        return jax.jvp(jax.grad(lambda y: multipliers @ self.residuals(y)), (x,), (w,))[1]
 
     def normal_bending(self, x: Vector, normal: AbstractNormalSpace, tangent: Float[Array, "p k"]) -> Vector:
         # With J t = 0 only the second derivative of the predictions is left: S Jᵀ(J S Jᵀ)⁺ Σ_k D²r[t_k, t_k].

@@ -26,6 +26,10 @@ class AbstractMetric(eqx.Module):
     def inv_sqrt(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
         """S^-½ w."""
 
+    def half(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        """F w for some F with FᵀF = S, all that a Gram matrix asks: S^½ w, unless another F is cheaper."""
+        return self.sqrt(w)
+
     @abc.abstractmethod
     def largest(self) -> Float[Array, ""]:
         """An upper bound of the largest eigenvalue of S that is attained."""

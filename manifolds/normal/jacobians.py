@@ -59,7 +59,7 @@ class StoredJacobian(AbstractJacobian):
     def gram(self, metric: AbstractMetric) -> Float[Array, "m m"]:
         # As (S^½Jᵀ)ᵀ(S^½Jᵀ), which rounds to a symmetric matrix; (J S)Jᵀ does not, and eigenpairs would depend on the
         # triangle.
-        return in_double(lambda half: half.T @ half)(metric.sqrt(self.rows.T))
+        return in_double(lambda half: half.T @ half)(metric.half(self.rows.T))
 
 
 class JacobianProducts(AbstractJacobian):

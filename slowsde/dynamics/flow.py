@@ -1,6 +1,6 @@
 """The slow ODE of noise that does not diffuse, with adaptive steps."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -30,7 +30,7 @@ def follow(
     are hardly stiff, and follows a singular start, where Runge–Kutta methods do not see their own error.
     """
     dtype = state0[0].dtype
-    solver = chosen_solver(slow, state0, method.solver)
+    chosen = chosen_solver(slow, state0, method.solver)
     # A singular start needs steps that are short against its own scale of time, in which v grows and S falls.
     shortest = (
         10 * jnp.finfo(dtype).eps * (interval[1] - interval[0]) * jnp.minimum(1, start_contrast(slow, state0) ** -2)
@@ -43,11 +43,11 @@ def follow(
         jnp.asarray(interval, dtype),
         jnp.asarray(above_rounding(method.rtol, dtype), dtype),
         shortest.astype(dtype),
-        solver,
+        chosen,
         max_steps=method.max_steps,
         shown=shown,
     )
-    return Solved(times, saved, ending, {"solver": solver})
+    return Solved(times, saved, ending, chosen.stats())
 
 
 def above_rounding(rtol: float, dtype: Any) -> float:
@@ -55,12 +55,53 @@ def above_rounding(rtol: float, dtype: Any) -> float:
     return max(rtol, 100 * float(jnp.finfo(dtype).eps))
 
 
-def chosen_solver(slow: SlowState, state: State, solver: str) -> str:
-    """ "implicit" or "tsit5"; ValueError if `solver` is implicit and the metric cannot be damped."""
-    suits = slow.sde.has_sharpness and slow.sde.metric(slow.v(state)).damped(jnp.zeros_like(state[0])) is not None
-    if solver == "implicit" and not suits:
-        raise ValueError("solver='implicit' needs a metric that can be damped: diagonal, as Adam's; use 'auto'.")
-    return "tsit5" if solver == "tsit5" or not suits else "implicit"
+class Chosen(NamedTuple):
+    """The solver of a flow, and whether its damping couples parameters."""
+
+    name: str  # "implicit" or "tsit5"
+    coupled: bool = False
+
+    def stats(self) -> dict[str, Any]:
+        """What a run tells of it."""
+        return {"solver": self.name, "coupled": self.coupled}
+
+    def made(self, slow: SlowState, rtol: Any) -> Any:
+        """The Diffrax solver."""
+        if self.name == "tsit5":
+            return ReturningSolver(dfx.Tsit5(), slow, rtol)
+        return ExtrapolatedImplicit(slow, rtol, coupled=self.coupled)
+
+
+def chosen_solver(slow: SlowState, state: State, solver: str) -> Chosen:
+    """What `solver` stands for here; ValueError if it is implicit and the steps cannot be damped.
+
+    The second derivative of the sharpness is diagonal for diagonal networks, and cheap for any. Where it couples
+    parameters its diagonal damps too little at sparse and low-rank ends, where S reaches 1/ε (a factorization of 8×8
+    took more than 1500 steps to t = 20 where the whole matrix takes 42), so that the whole is taken if it is small.
+    """
+    sde, x = slow.sde, state[0]
+    if not sde.has_sharpness or solver == "tsit5":
+        if solver == "implicit":
+            raise ValueError("solver='implicit' needs noise with Σ = αH, such as label noise of one std; use 'auto'.")
+        return Chosen("tsit5")
+    metric = sde.metric(slow.v(state))
+    diagonal = metric.damped(jnp.zeros_like(x)) is not None
+    whole = eqx.filter_eval_shape(lambda m: sde.loss.metric_hessian(x, m), metric) is not None
+    if whole and not (diagonal and not bool(_couples(slow, state))):
+        return Chosen("implicit", coupled=True)
+    if diagonal:
+        return Chosen("implicit")
+    if solver == "implicit":
+        raise ValueError(
+            "solver='implicit' needs a metric that can be damped: a diagonal one, as Adam's, or a small problem (m "
+            "residuals and p parameters with m p³ ≤ 5e8); use 'auto'."
+        )
+    return Chosen("tsit5")
+
+
+@eqx.filter_jit
+def _couples(slow: SlowState, state: State) -> Array:
+    return slow.sde.loss.couples(state[0])
 
 
 @eqx.filter_jit
@@ -78,21 +119,18 @@ def _flow(
     interval: Float[Array, " 2"],
     rtol: Array,
     shortest: Array,
-    method: str,
+    chosen: Chosen,
     *,
     max_steps: int,
     shown: dfx.AbstractProgressMeter[Any],
 ) -> tuple[Saved, Ending]:
     controller: Any = dfx.PIDController(rtol=0.0, atol=1.0, dtmin=shortest, force_dtmin=False)
-    if method == "tsit5":
-        solver: Any = ReturningSolver(dfx.Tsit5(), slow, rtol)
-    else:
-        solver = ExtrapolatedImplicit(slow, rtol)
+    if chosen.name == "implicit":
         controller = LandingController(controller, times)  # it has no dense output of its order
     saved, ending = solve_path(
         slow,
         dfx.ODETerm(SlowFlow(slow)),
-        solver,
+        chosen.made(slow, rtol),
         controller,
         state0,
         times,

@@ -1,6 +1,13 @@
-"""The slow flow to its end: until it is stationary, and the way there at times that are known only then."""
+"""The slow flow to its end: until it is stationary, and the way there at times that are known only then.
 
-from typing import Any
+An extrapolated method with error control wanders about an end at 20 times its tolerance and never comes to rest. Where
+the flow is nearly still, so that its basin is decided, plain implicit steps take over: their fixed points are exactly
+the stationary points, and their length h grows as what is left falls (pseudo-transient continuation with switched
+evolution relaxation; Kelley and Keyes, SIAM J. Numer. Anal. 35, 1998). With h large and v = V(Σ) a step minimizes a
+quadratic model of ⟨H, S⟩ on Γ at the S of where it starts: Newton's step for SGD, iterative reweighting for Adam.
+"""
+
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -9,11 +16,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .flow import above_rounding, chosen_solver, follow
-from .solve import Ending, Method, Saved, Solved, ending_of
-from .solvers.explicit import ReturningSolver
+from .flow import Chosen, above_rounding, chosen_solver, follow
+from .result import Result
+from .solve import Ending, Method, Saved, Solved, ending_of, saved_at
 from .solvers.implicit import ExtrapolatedImplicit
 from .solvers.state import SlowFlow, SlowState, State
+
+NEARLY = 100.0  # a flow is nearly still at a stillness of this many tolerances rtol: it wanders at 20 of them
+FAR = 1e3  # a flow that has gone this many times its size at the start leaves for infinity
+LONG = 1e12  # as does one that moves after this many times the time in which it crosses its own size
+CONTINUED = 1000  # plain implicit steps at most: linear convergence at a rate of 0.98 takes them to 1e-9
+LONGEST = 1e8  # their length, in units of the same time: longer ones leave constraints to the ridge of their kernel
+
+
+class Rest(NamedTuple):
+    """Where a flow ended, and why there."""
+
+    ending: Ending  # without a leading axis
+    stillness: Array
+    escapes: Array  # whether it leaves for infinity
 
 
 def follow_to_rest(
@@ -21,12 +42,26 @@ def follow_to_rest(
 ) -> Solved:
     """The slow ODE until it is stationary, saved at `count` times of the way, the last of them its end."""
     rest = solve_to_rest(slow, state0, t0, method)
-    t1 = float(rest.time[0])
+    t1 = float(rest.ending.time)
     times = graded_times(t0, t1, count)
-    # Over the same stretch, but with ends of steps on the saved times.
-    again = method._replace(max_steps=2 * method.max_steps + count)
-    found = follow(slow, state0, times, (t0, t1), again, shown)
-    return found._replace(saved=_with_last(slow, found.saved, rest), rests=not bool(rest.too_long[0]))
+    if count == 2:  # nothing between start and end is asked for
+        found = _start_and_end(slow, state0, rest.ending, times, chosen_solver(slow, state0, method.solver))
+    else:
+        # Over the same stretch, but with ends of steps on the saved times.
+        found = follow(slow, state0, times, (t0, t1), method._replace(max_steps=2 * method.max_steps + count), shown)
+        found = found._replace(saved=_with_last(slow, found.saved, rest.ending.state))
+    still = bool(rest.stillness <= max(method.tol, 1e3 * float(jnp.finfo(state0[0].dtype).eps)))
+    verdict = Result.SUCCESS if still else Result.ESCAPES if bool(rest.escapes) else Result.NOT_STATIONARY
+    about = found.stats | (_direction(slow, state0, rest.ending.state) if verdict == Result.ESCAPES else {})
+    return found._replace(verdict=verdict, stats=about)
+
+
+def _direction(slow: SlowState, start: State, end: State) -> dict[str, Any]:
+    """The share of each leaf of params in the square of the way from start to end."""
+    way = end[0] - start[0]
+    parts = slow.sde.chart.unravel_arrays(way / jnp.linalg.norm(way))
+    leaves = jax.tree_util.tree_flatten_with_path(parts)[0]
+    return {"leaving": {jax.tree_util.keystr(path): float(jnp.sum(leaf**2)) for path, leaf in leaves}}
 
 
 def graded_times(t0: float, t1: float, count: int) -> np.ndarray:
@@ -34,54 +69,112 @@ def graded_times(t0: float, t1: float, count: int) -> np.ndarray:
     return t0 + (t1 - t0) * np.concatenate([[0.0], np.geomspace(1, 1e-4, count - 1)[::-1]])
 
 
-def _with_last(slow: SlowState, saved: Saved, rest: Ending) -> Saved:
-    """`saved` with the state found at rest as its last: other steps, those between saved times, end near it only."""
-    v = jax.vmap(slow.v)(rest.state)
-
-    def put(rows: Any, last: Any) -> Any:
-        return rows.at[:, -1].set(last)
-
-    return eqx.tree_at(lambda s: (s.x, s.v), saved, (put(saved.x, rest.state[0]), jax.tree.map(put, saved.v, v)))
+def _with_last(slow: SlowState, saved: Saved, state: State) -> Saved:
+    """`saved` with the state found at rest as its last: the steps between saved times end near it only."""
+    last = jax.tree.map(lambda leaf: leaf[None], saved_at(slow, state))
+    return jax.tree.map(lambda rows, end: rows.at[:, -1].set(end), saved, last)
 
 
-def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method) -> Ending:
-    """The slow ODE until it is stationary to `tol` (see `SlowSDE.stillness`); `too_long` says that it was not."""
+def _start_and_end(slow: SlowState, state0: State, ending: Ending, times: np.ndarray, chosen: Chosen) -> Solved:
+    ends = saved_at(slow, state0), saved_at(slow, ending.state)
+    saved = jax.tree.map(lambda *leaves: jnp.stack(leaves)[None], *ends)
+    return Solved(times, saved, jax.tree.map(lambda leaf: leaf[None], ending), chosen.stats())
+
+
+def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method) -> Rest:
+    """The slow ODE until it is stationary to `tol` (see `SlowSDE.stillness`), leaves, or takes too long."""
     dtype = state0[0].dtype
-    ending = _to_rest(
+    rtol, tol = above_rounding(method.rtol, dtype), max(method.tol, 1e3 * float(jnp.finfo(dtype).eps))
+    last = chosen_solver(slow, state0, "auto")
+    implicit = last.name == "implicit"
+    # A flow without an implicit step has nothing but a tighter tolerance to come to rest by.
+    nearly = max(tol, NEARLY * rtol) if implicit else tol
+    rtol = rtol if implicit else above_rounding(min(rtol, tol / NEARLY), dtype)
+    numbers = (jnp.asarray(number, dtype) for number in (t0, rtol, nearly, tol))
+    return _to_rest(
         slow,
         state0,
-        jnp.asarray(t0, dtype),
-        jnp.asarray(above_rounding(method.rtol, dtype), dtype),
-        jnp.asarray(max(method.tol, 1e3 * float(jnp.finfo(dtype).eps)), dtype),
-        chosen_solver(slow, state0, method.solver),
+        *numbers,
+        chosen=chosen_solver(slow, state0, method.solver),
+        last=last if implicit else None,
         max_steps=method.max_steps,
     )
-    return jax.tree.map(lambda leaf: leaf[None], ending)
 
 
 @eqx.filter_jit
-def _to_rest(slow: SlowState, state0: State, t0: Array, rtol: Any, tol: Any, method: str, *, max_steps: int) -> Ending:
-    def at_rest(t: Any, state: State, args: Any, **_: Any) -> Array:
-        return slow.sde.stillness(state[0], slow.v(state), t, state0[0])[1] <= tol
+def _to_rest(
+    slow: SlowState,
+    state0: State,
+    t0: Array,
+    rtol: Array,
+    nearly: Array,
+    tol: Array,
+    *,
+    chosen: Chosen,
+    last: Chosen | None,
+    max_steps: int,
+) -> Rest:
+    size, crossing = jnp.linalg.norm(state0[0]), slow.sde.crossing_time(state0[0], slow.v(state0))
 
-    controller = dfx.PIDController(rtol=0.0, atol=1.0)
-    solver: Any = ReturningSolver(dfx.Tsit5(), slow, rtol) if method == "tsit5" else ExtrapolatedImplicit(slow, rtol)
+    def left(t: Any, state: State) -> Array:
+        return (jnp.linalg.norm(state[0]) > FAR * size) | (t - t0 > LONG * crossing)
+
+    def at_rest(t: Any, state: State, args: Any, **_: Any) -> Array:
+        return (_stillness(slow, t, state, state0) <= nearly) | left(t, state)
+
     solution = dfx.diffeqsolve(
         dfx.ODETerm(SlowFlow(slow)),
-        solver,
+        chosen.made(slow, rtol),
         t0,
         jnp.inf,
         None,
         state0,
         saveat=dfx.SaveAt(t1=True),
-        stepsize_controller=controller,
+        stepsize_controller=dfx.PIDController(rtol=0.0, atol=1.0),
         adjoint=dfx.ForwardMode(),
         event=dfx.Event(at_rest),
         max_steps=max_steps,
         throw=False,
     )
     assert solution.ts is not None
-    return ending_of(solution, solution.ts[-1], jax.tree.map(lambda leaf: leaf[-1], solution.ys))
+    ending = ending_of(solution, solution.ts[-1], jax.tree.map(lambda leaf: leaf[-1], solution.ys))
+    escapes = left(ending.time, ending.state)
+    if last is None:
+        return Rest(ending, _stillness(slow, ending.time, ending.state, state0), escapes)
+    state, stillness, steps = _continued(slow, last, ending, state0, tol)
+    ending = eqx.tree_at(lambda e: (e.state, e.steps), ending, (state, ending.steps + steps))
+    return Rest(ending, stillness, escapes)
+
+
+def _continued(
+    slow: SlowState, chosen: Chosen, ending: Ending, state0: State, tol: Array
+) -> tuple[State, Array, Array]:
+    """Plain implicit steps from where the flow is nearly still: the state, its stillness, and their number."""
+    solver, t = ExtrapolatedImplicit(slow, tol, coupled=chosen.coupled), ending.time
+    crossing = slow.sde.crossing_time(ending.state[0], slow.v(ending.state))
+
+    def unfinished(carry: tuple[State, Array, Array, Array]) -> Array:
+        _, h, stillness, count = carry
+        return (stillness > tol) & (count < CONTINUED) & (h > 1e-12 * crossing)
+
+    def step(carry: tuple[State, Array, Array, Array]) -> tuple[State, Array, Array, Array]:
+        state, h, stillness, count = carry
+        new, falls = solver.plain_step(state, t, h)
+        after = _stillness(slow, t, new, state0)
+        taken = falls & jnp.isfinite(after)
+        # The less is left, the longer the steps; one that climbs, or is not a step on Γ, is taken again at a fifth.
+        longer = jnp.clip(stillness / jnp.maximum(after, jnp.finfo(after.dtype).tiny), 0.5, 10.0)
+        h = jnp.where(taken, jnp.minimum(h * longer * 1.5, LONGEST * crossing), h / 5)
+        state = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, state)
+        return state, h, jnp.where(taken, after, stillness), count + 1
+
+    start = ending.state, 0.1 * crossing, _stillness(slow, t, ending.state, state0), jnp.asarray(0)
+    state, _, stillness, count = jax.lax.while_loop(unfinished, step, start)
+    return state, stillness, count
+
+
+def _stillness(slow: SlowState, t: Any, state: State, start: State) -> Array:
+    return slow.sde.stillness(state[0], slow.v(state), t, start[0])[1]
 
 
 @eqx.filter_jit

@@ -13,6 +13,8 @@ class Result(enum.IntEnum):
     MAX_STEPS = 4  # too many steps: the flow is too stiff for the solver
     NOT_STATIONARY = 5  # with t1 = inf: max_steps came before the flow was stationary
 
+    ESCAPES = 7  # with t1 = inf: the flow leaves for infinity, so that there is no rest
+
     def explain(self) -> str:
         """What happened and what to do about it."""
         return {
@@ -22,6 +24,8 @@ class Result(enum.IntEnum):
             "try a smaller dt, or a larger eps where v vanishes",
             Result.NON_FINITE: "the state became non-finite; use a smaller step (dt or lr)",
             Result.MAX_STEPS: "max_steps was reached; the flow is stiff there: raise eps or max_steps",
-            Result.NOT_STATIONARY: "max_steps was reached and the flow still moves (there may be no stationary point): "
-            "raise max_steps, or tol if stats['stillness'] is small enough for you, or give a finite t1",
+            Result.NOT_STATIONARY: "the flow still moves (see stats['stillness']) after max_steps, or after 1000 "
+            "steps of the search for its rest: raise max_steps, or tol if that is still enough, or give a finite t1",
+            Result.ESCAPES: "the flow does not come to rest: it leaves for infinity, along stats['leaving'], or slows "
+            "down without an end; give a finite t1, or weight_decay",
         }[self]

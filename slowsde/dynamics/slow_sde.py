@@ -8,7 +8,7 @@ derivation: a learning rate sη makes fluctuations ∝ sη and steps ∝ sη, an
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 import manifolds as mf
 from manifolds import second_order
+from manifolds.metrics.damped import Damped
 from manifolds.normal.constraints import LOOSE
 from manifolds.support.coordinates import Coordinates, ravel
 
@@ -25,6 +26,14 @@ from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
 
 Vector = Float[Array, " p"]
+
+
+class StepFrame(NamedTuple):
+    """What implicit steps from a point have in common."""
+
+    multipliers: Any  # that hold the force against Γ, for a G that is diagonal; None for one that is not
+    near: Any  # what preconditions solves, see `AbstractLoss.nearby`
+    hessian: Float[Array, "p p"] | None = None  # G where it couples parameters; a diagonal one is made at each substep
 
 
 class SlowSDE(eqx.Module):
@@ -136,36 +145,73 @@ class SlowSDE(eqx.Module):
         # S⁻¹(sωx), as S⁻¹ alone is not asked of a metric; the step multiplies by the damped S.
         return gradient + metric.inv_sqrt(metric.inv_sqrt(pace * self.optimizer.decay(self.chart) * x))
 
+    def sharpness(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Array:
+        """(α/4) s² ⟨H, S⟩ + ½ s ω |x|²_{S⁻¹}: with S held fixed the flow falls along it."""
+        pace = self.optimizer.pace(t)
+        value = 0.25 * self.hessian_scale * pace**2 * self.loss.trace(x, metric)
+        if not self.optimizer.decays:
+            return value
+        return value + 0.5 * pace * jnp.sum(self.optimizer.decay(self.chart) * metric.inv_sqrt(x) ** 2)
+
     def implicit_frame(
-        self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array, near: Any = None
-    ) -> tuple[Array, Any]:
-        """What implicit steps of lengths about h from x have in common: the multipliers that hold them on Γ, those in
-        the metric of such a step, and what preconditions their solves, `near` if it will do."""
+        self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array, near: Any = None, coupled: bool = False
+    ) -> "StepFrame":
+        """What implicit steps of lengths about h from x have in common; `near` is kept if it will do."""
+        if coupled:
+            return StepFrame(None, near, self._sharpness_hessian(x, metric, t))
         # Multipliers in the metric of the step, as far as it is known without them: c = ∞ took 147 steps with those of
         # S at rtol 1e-4, and 99 with these.
         damped = self._step_metric(x, metric, t, h)
         near = self.loss.renewed(near, x, damped)
         normal = self.loss.constraints(x, damped, self.rank, near)
-        return normal.multipliers(self.sharpness_gradient(x, metric, t), LOOSE), near
+        return StepFrame(normal.multipliers(self.sharpness_gradient(x, metric, t), LOOSE), near)
 
-    def nearby(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> Any:
+    def newton_frame(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> "StepFrame":
+        """As `implicit_frame` for the last steps to rest: G the exact Hessian of the sharpness along Γ, S held fixed,
+        less what of it is negative."""
+        # With the bend of Γ: without it steps from near the rest of uv = 1 are twice too long, and never come to it.
+        normal = self.loss.constraints(x, metric, self.rank)
+        scale = 0.25 * self.hessian_scale * self.optimizer.pace(t) ** 2
+        multipliers = normal.multipliers(self.sharpness_gradient(x, metric, t))
+        hessian = self.loss.metric_lagrangian(x, metric, scale, multipliers)
+        projector = normal.project(jnp.eye(x.shape[0], dtype=x.dtype))
+        # In the coordinates S^-½x, where S, and with it what is to be called small, does not spread over decades.
+        along = metric.sqrt(metric.sqrt(projector.T @ hessian @ projector).T)
+        values, axes = jnp.linalg.eigh((along + along.T) / 2)
+        positive = (axes * jnp.maximum(values, 0)) @ axes.T
+        return StepFrame(None, None, metric.inv_sqrt(metric.inv_sqrt(positive).T))
+
+    def nearby(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array, coupled: bool = False) -> Any:
         """What preconditions the solves of implicit steps of lengths about h from x, see `AbstractLoss.nearby`."""
-        return self.loss.nearby(x, self._step_metric(x, metric, t, h))
+        return None if coupled else self.loss.nearby(x, self._step_metric(x, metric, t, h))
 
-    def damped_constraints(
-        self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array, frame: tuple[Array, Any]
-    ) -> Any:
-        """The constraints of an implicit step of length h in its metric (S⁻¹ + hG)⁻¹, with G ≥ 0 a diagonal model of
-        the Hessian of (α/4)s²⟨H, S⟩ along Γ; `frame` is the `implicit_frame` of a point nearby."""
-        multipliers, near = frame
+    def damped_constraints(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array, frame: "StepFrame") -> Any:
+        """The constraints of an implicit step of length h in its metric (S⁻¹ + hG)⁻¹, with G ≥ 0 a model of the Hessian
+        of (α/4)s²⟨H, S⟩ + ½sω|x|²_{S⁻¹} along Γ; `frame` is the `implicit_frame` of a point nearby."""
+        base = self._with_decay(metric, t, h)
+        if frame.hessian is not None:
+            return self.loss.constraints(x, Damped(base, h * frame.hessian), self.rank, frame.near)
         # ∇²F − Σ μ_i ∇²r_i, the Hessian of F on Γ: a force that holds against Γ bends with it. A wrong sign of the
         # second term shows in the test of the damping.
-        curvature = self._sharpness_curvature(x, metric, t) - self.loss.constraint_curvature(x, multipliers)
+        curvature = self._sharpness_curvature(x, metric, t) - self.loss.constraint_curvature(x, frame.multipliers)
         # Negative curvature is not damped: (S⁻¹ + hG)⁻¹ must stay positive for every h.
-        return self.loss.constraints(x, _damped(metric, h * jnp.maximum(curvature, 0)), self.rank, near)
+        return self.loss.constraints(x, _damped(base, h * jnp.maximum(curvature, 0)), self.rank, frame.near)
+
+    def _with_decay(self, metric: mf.AbstractMetric, t: Any, h: Array) -> mf.AbstractMetric:
+        """(S⁻¹(1 + h s ω))⁻¹: what weight decay adds to the damping, so that steps longer than 1/ω do not overshoot."""
+        if not self.optimizer.decays:
+            return metric
+        decay, entries = h * self.optimizer.pace(t) * self.optimizer.decay(self.chart), metric.entries()
+        if entries is not None:
+            return mf.Diagonal(jnp.broadcast_to(entries / (1 + decay), (self.chart.size,)))
+        return mf.Scaled(metric, 1 / (1 + jnp.max(decay)))  # an ω for each parameter does not commute with S
 
     def _step_metric(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> mf.AbstractMetric:
-        return _damped(metric, h * self._sharpness_curvature(x, metric, t))
+        return _damped(self._with_decay(metric, t, h), h * self._sharpness_curvature(x, metric, t))
+
+    def _sharpness_hessian(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Float[Array, "p p"] | None:
+        found = second_order.sharpness_hessian(self.loss, x, metric)
+        return None if found is None else self.hessian_scale * self.optimizer.pace(t) ** 2 * found
 
     def _sharpness_curvature(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Vector:
         scale = self.hessian_scale * self.optimizer.pace(t) ** 2
@@ -205,6 +251,11 @@ class SlowSDE(eqx.Module):
         target = self.equilibrium(x)
         lag = _norm(jax.tree.map(jnp.subtract, v, target)) / jnp.maximum(_norm(target), jnp.finfo(x.dtype).tiny)
         return speed, jnp.maximum(speed * size / power, lag)
+
+    def crossing_time(self, x: Vector, v: PyTree) -> Array:
+        """|x|²_{S⁻¹}/(¼ tr S^½ΣS^½), the slow time in which a flow crosses its own size."""
+        metric = self.metric(v)
+        return jnp.sum(metric.inv_sqrt(x) ** 2) / (0.25 * self.power(x, metric.sqrt))
 
     def v_drift(self, x: Vector, v: PyTree, t: Any) -> PyTree:
         """c (V(Σ) − v); zero in the quasi-static limit, where v has no motion of its own."""

@@ -27,6 +27,14 @@ class Saved(eqx.Module):
     largest: Float[Array, "paths T"]
 
 
+@eqx.filter_jit
+def saved_at(slow: SlowState, state: State) -> Saved:
+    """What is kept of a state, leaves without leading axes."""
+    x, v = state[0], slow.v(state)
+    normal = slow.sde.normal_space(x, v)
+    return Saved(x, v, slow.sde.loss.residual(x), normal.rank.astype(x.dtype), normal.smallest, normal.largest)
+
+
 class Method(NamedTuple):
     """How a run is to be solved, see `runs.simulate`: what is asked of all solvers travels as one."""
 
@@ -55,7 +63,7 @@ class Solved(NamedTuple):
     saved: Saved
     ending: Ending
     stats: dict[str, Any]
-    rests: bool = True  # False where a run to rest was not there in time
+    verdict: Result = Result.SUCCESS  # of a run to rest: why its end is none
 
 
 def solve_path(
@@ -76,10 +84,8 @@ def solve_path(
         # An interpolant leaves Γ (a linear one was off by 6e-3): explicit solvers return what they interpolate.
         if isinstance(solver, ReturningSolver):  # others end a step there; between steps the interpolant leaves Γ
             state, regular = slow.returned(state)
-        x, v = state[0], slow.v(state)
-        normal = slow.sde.normal_space(x, v)
-        residual = jnp.where(regular, slow.sde.loss.residual(x), jnp.nan)
-        return Saved(x, v, residual, normal.rank.astype(x.dtype), normal.smallest, normal.largest)
+        found = saved_at(slow, state)
+        return eqx.tree_at(lambda s: s.residual, found, jnp.where(regular, found.residual, jnp.nan))
 
     solution = dfx.diffeqsolve(
         terms,

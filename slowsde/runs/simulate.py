@@ -159,13 +159,11 @@ def _at_the_end(slow: SlowState, solved: Solved) -> dict[str, float]:
 
 def outcome_of(slow: SlowState, solved: Solved, about: dict[str, Any]) -> Outcome:
     """A solve as the outcome of a run, with spectra along it; `about` are statistics of its start."""
-    sde, (times, saved, ending, stats, rests) = slow.sde, solved
+    sde, (times, saved, ending, stats, verdict) = slow.sde, solved
     # Kept so that `compare` can say where to trust the run without the problem, also for one from a file.
     history = spectral_history(sde, saved.x, saved.v, saved.rank, saved.largest)
     codes = result_codes(slow, ending)
-    if not rests:
-        # A flow that still moves is no success, though nothing failed on its way.
-        codes = np.where(codes == Result.SUCCESS, Result.NOT_STATIONARY, codes)
+    codes = np.where(codes == Result.SUCCESS, verdict, codes)
     good = np.isfinite(np.asarray(saved.residual))
     along = {
         "residual": saved.residual,

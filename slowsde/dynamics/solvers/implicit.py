@@ -2,8 +2,9 @@
 
 Under label noise adaptive methods drive coordinates to zero, so that S_i → 1/ε there and the flow relaxes at rates of
 order αS². With S frozen it is the gradient flow, in the metric S⁻¹, of (α/4)⟨H(ζ), S⟩ on Γ, and one step of implicit
-Euler minimizes ½h⁻¹‖ζ − ζ_k‖²_{S⁻¹} + (α/4)⟨H(ζ), S⟩ on Γ. Linearized, with a diagonal model G of the second derivative
-of the last term, that is a step of the explicit flow in the damped metric P = (S⁻¹ + hG)⁻¹:
+Euler minimizes ½h⁻¹‖ζ − ζ_k‖²_{S⁻¹} + (α/4)⟨H(ζ), S⟩ on Γ. Linearized, with a model G of the second derivative of
+the last term (diagonal, or coupling parameters, see `SlowSDE.damped_constraints`), that is a step of the explicit flow
+in the damped metric P = (S⁻¹ + hG)⁻¹:
 
     ζ* = ζ_k − h (α/4) Π_P P T[S],      ζ_{k+1} = return of ζ* to Γ in the metric P.
 """
@@ -34,6 +35,7 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
     slow: SlowState
     rtol: Any
     stages: int = eqx.field(static=True, default=4)
+    coupled: bool = eqx.field(static=True, default=False)
 
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
@@ -43,19 +45,21 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any) -> Any:
         h = t1 - t0
-        return self.slow.sde.nearby(y0[0], self.middle_metric(y0, t0, h), t0, h / 2)
+        return self.slow.sde.nearby(y0[0], self.middle_metric(y0, t0, h), t0, h / 2, self.coupled)
 
     def func(self, terms: Any, t0: Any, y0: State, args: Any) -> State:
         return terms.vf(t0, y0, args)
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: Any, made_jump: Any) -> Any:
         h = t1 - t0
-        frame = self.slow.sde.implicit_frame(y0[0], self.middle_metric(y0, t0, h), t0, h / 2, near=solver_state)
+        middle = self.middle_metric(y0, t0, h)
+        frame = self.slow.sde.implicit_frame(y0[0], middle, t0, h / 2, near=solver_state, coupled=self.coupled)
 
         def refined(n: Array) -> State:
             return jax.lax.fori_loop(0, n, lambda k, state: self.euler(state, t0 + k * h / n, h / n, frame), y0)
 
-        ends = to_logarithms(jax.lax.map(refined, jnp.arange(1, self.stages + 1)))  # one loop, so compiled once
+        substeps = jax.lax.map(refined, jnp.arange(1, self.stages + 1))  # one loop, so compiled once
+        ends = to_logarithms(substeps)
         row: list[State] = []
         for n in range(1, self.stages + 1):
             new: list[State] = [jax.tree.map(lambda leaf, n=n: leaf[n - 1], ends)]
@@ -67,10 +71,11 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         (best, v1), plain = row[-1], row[0][0]
         vanishing = (jnp.abs(plain) < 0.5 * jnp.abs(y0[0])) & (jnp.abs(best - row[-2][0]) > 0.1 * jnp.abs(plain))
         row[-1] = (jnp.where(vanishing, plain, best), v1)
-        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(row[-1]), near=frame[1]))
+        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(row[-1]), near=frame.near))
+        regular &= self.falls(y0, jax.tree.map(lambda leaf: leaf[0], substeps), t0, h)
         previous = from_logarithms(row[-2])
         error = scaled_error(self.slow, jax.tree.map(jnp.subtract, y1, previous), y0, y1, self.rtol, regular)
-        return y1, error, {"y0": y0, "y1": y1}, frame[1], dfx.RESULTS.successful
+        return y1, error, {"y0": y0, "y1": y1}, frame.near, dfx.RESULTS.successful
 
     def middle_metric(self, state: State, t: Array, h: Array) -> mf.AbstractMetric:
         """S(v) in the middle of a step of length h."""
@@ -80,6 +85,24 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         """The state with v at t + h if ζ stays."""
         x, v = state
         return x, None if v is None else self.slow.sde.relaxed(x, v, t, h)
+
+    def plain_step(self, state: State, t: Array, h: Array) -> tuple[State, Array]:
+        """One step of linearly implicit Euler that ends on Γ, and whether it is one that lowers what it must."""
+        metric = self.slow.sde.metric(self.slow.v(self.relaxed(state, t, h)))
+        if self.coupled:
+            frame, near = self.slow.sde.newton_frame(state[0], metric, t), None
+        else:
+            near = self.slow.sde.nearby(state[0], metric, t, h)
+            frame = self.slow.sde.implicit_frame(state[0], metric, t, h, near=near)
+        end, regular = finite_end(state, *self.slow.returned(self.euler(state, t, h, frame), near=near))
+        return end, regular & self.falls(state, end, t, h)
+
+    def falls(self, start: State, end: State, t: Array, h: Array) -> Array:
+        """Whether one substep over the whole length does what an implicit step must: lower ¼α⟨H, S⟩ at the S that it
+        holds fixed. One that climbs is damped too little, and its extrapolation means nothing."""
+        sde, metric = self.slow.sde, self.slow.sde.metric(self.slow.v(self.relaxed(start, t, h)))
+        before, after = (sde.sharpness(x, metric, t + h) for x in (start[0], end[0]))
+        return after <= before * (1 + self.rtol)
 
     def euler(self, state: State, t: Array, h: Array, frame: Any) -> State:
         """One substep of linearly implicit Euler from t to t + h. It ends off Γ by O(h³), one Newton step with the
