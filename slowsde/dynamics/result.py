@@ -15,8 +15,10 @@ class Result(enum.IntEnum):
 
     ESCAPES = 7  # with t1 = inf: the flow leaves for infinity, so that there is no rest
 
-    def explain(self) -> str:
-        """What happened and what to do about it."""
+    def explain(self, label: str = "slow") -> str:
+        """What happened to a path and what to do about it; `label` is that of its trajectory."""
+        if label == "discrete" and self in DISCRETE:
+            return DISCRETE[self]
         return {
             Result.SUCCESS: "successful",
             Result.LEFT_MANIFOLD: "the return to the manifold did not converge; use a smaller step (dt or rtol)",
@@ -29,3 +31,11 @@ class Result(enum.IntEnum):
             Result.ESCAPES: "the flow does not come to rest: it leaves for infinity, along stats['leaving'], or slows "
             "down without an end; give a finite t1, or weight_decay",
         }[self]
+
+
+# A discrete run has no solver: what can be chosen is the learning rate, and whether its iterates are returned to Γ.
+DISCRETE = {
+    Result.LEFT_MANIFOLD: "the flow from a saved iterate did not end at a minimizer, so that it has no limit to compare; "
+    "use project=False to keep the iterates as they are, or a smaller lr to keep them near Γ",
+    Result.NON_FINITE: "the iterates became non-finite, as beyond the edge of stability; use a smaller lr",
+}

@@ -57,6 +57,12 @@ class SlowSDE(eqx.Module):
         return self._noise.diffuses(self.problem)
 
     @property
+    def crosses_singular_points(self) -> bool:
+        """Whether the motion goes on through singular points of Γ, such as sparse ends, where the rank of H falls: a
+        flow that interpolates never asks for the rank, which is then a finding."""
+        return not self.diffuses and isinstance(self.loss, mf.LeastSquaresLoss)
+
+    @property
     def has_sharpness(self) -> bool:
         """Whether Σ = αH on Γ, so that the flow is the semi-gradient of a sharpness."""
         return self.hessian_scale is not None

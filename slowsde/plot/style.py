@@ -26,20 +26,23 @@ CLOCKS = {"k·lr²": TIME, "k·lr": r"time  $t = k\eta$"}
 
 
 def draw_ensemble(ax: Any, trajectory: Trajectory, name: str, runs: int, style: dict[str, Any]) -> None:
-    """A band of ± 2 standard deviations of a path that succeeded, and `runs` such paths; nothing if all agree."""
-    values = trajectory.metrics[name][trajectory.result == 0]
-    if len(values) < 2 or not np.any(np.ptp(values, axis=0)):
+    """A band of ± 2 standard deviations of a single run, and `runs` runs; nothing if all agree."""
+    values = trajectory.metrics[name]
+    count = np.isfinite(values).sum(axis=0)
+    mean = mean_over_paths(trajectory, name)
+    spread = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / np.where(count > 1, count - 1, np.nan))
+    if not np.any(spread > 0):
         return
-    # Of a single run, not of the mean: what one training run would show.
-    mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1)
     ax.fill_between(trajectory.ts, mean - 2 * spread, mean + 2 * spread, color=style["color"], alpha=0.15, linewidth=0)
     for run in values[:runs]:
         ax.plot(trajectory.ts, run, color=style["color"], alpha=0.3, linewidth=0.5, zorder=2)
 
 
 def mean_over_paths(trajectory: Trajectory, name: str) -> np.ndarray:
-    """(T,) the mean of an observable over the paths that succeeded."""
-    return trajectory.metrics[name][trajectory.result == 0].mean(axis=0)
+    """(T,) the mean over the paths that are finite at each time; NaN where none is."""
+    values = trajectory.metrics[name]
+    count = np.isfinite(values).sum(axis=0)
+    return np.nansum(values, axis=0) / np.where(count > 0, count, np.nan)
 
 
 def observable(available: dict[str, Any], name: str | None) -> str:

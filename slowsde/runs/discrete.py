@@ -1,5 +1,6 @@
 """Run the real optimizer: many discrete runs on the slow clock, to hold against the slow SDE."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from manifolds.maps.limit_map import as_rank, check_limit, compiled_limit_point, limit_point
+from manifolds.metrics.abstract import AbstractMetric
 
 from ..dynamics.ensemble import block_size, map_paths, map_points
 from ..dynamics.result import Result
@@ -75,9 +77,10 @@ def run_discrete(
         project: whether to return the saved iterates to Γ.
 
     Returns: `Trajectory` with leaves (paths, T, ...); `ts` are the true times kη². `stats` holds lr, b2 (where known),
-        num_steps, residual (paths, T) of the saved iterates, and seconds.
+        num_steps, residual (paths, T) of the saved iterates, and seconds. An iterate that does not return to Γ is NaN, and
+        so is all that follows a step to infinity; every other point of its path is there.
     Raises: ValueError on bad input (cη² > 1, or `like` with another β2 than Optax, among it); `RunError` when a path
-        turns non-finite or its iterates leave the basin of Γ.
+        turns non-finite or its iterates leave the basin of Γ (throw=False for what there is: `compare` takes it).
 
     Example:
         >>> fast = run_discrete(problem, adam(c=10.0), params0, t1=1.0, lr=0.01, paths=64, metrics=("trace_hessian",))
@@ -190,13 +193,21 @@ def _saved_steps(times: np.ndarray, t0: float, lr: float) -> np.ndarray:
 
 
 def _at_rank(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> SlowSDE:
-    """The slow SDE with the rank of H found at the end of the flow from x0; a ManifoldError there comes early."""
+    """The slow SDE with the rank of H found at the end of the flow from x0, where a rank is asked for.
+
+    A ManifoldError there comes early.
+    """
     start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
+    counts = sde.crosses_singular_points
     try:
-        check_limit(start)
+        check_limit(dataclasses.replace(start, counted=start.counted and not counts))
     except ValueError as error:
         error.add_note("To run the optimizer without returning its iterates to a manifold, pass project=False.")
         raise
+    if counts:
+        # Sparse ends: eigenvalues that were regular at the start die on the way, and landing with the rank of the start
+        # would divide by what is left of them. Every landing counts its own.
+        return sde
     return eqx.tree_at(lambda s: s.rank, sde, start.rank, is_leaf=lambda leaf: leaf is None)
 
 
@@ -240,8 +251,21 @@ def _project(sde: SlowSDE, xs: Float[np.ndarray, "paths T p"], vs: PyTree) -> tu
 
 def _landing(sde: SlowSDE, point: tuple[Array, PyTree], shown: Any) -> tuple[Array, Array]:
     x, v = point
-    found = limit_point(sde.loss, x, sde.metric(v), sde.rank, rtol=1e-6, max_steps=1000)
-    return found.point, found.converged
+    metric = sde.metric(v)
+    found = limit_point(sde.loss, x, metric, sde.rank, rtol=1e-6, max_steps=1000)
+    arrived = found.converged
+    if sde.crosses_singular_points:
+        # Where an eigenvalue is about to die its direction is in or out by rounding, and the last digits converge
+        # slowly if at all. What is left of the residual and of Newton's step tells that the point is on Γ.
+        arrived |= _is_near(sde, found.point, metric)
+    return found.point, arrived
+
+
+def _is_near(sde: SlowSDE, x: Array, metric: AbstractMetric) -> Array:
+    """Whether residual (√ε) and Newton's step (ε^0.4, as where the flow of Φ ends) are small against 1 + |x|."""
+    eps, scale = float(jnp.finfo(x.dtype).eps), 1 + jnp.linalg.norm(x)
+    step = sde.loss.newton_step(x, sde.loss.normal_space(x, metric))
+    return (sde.loss.residual(x) < eps**0.5 * scale) & (jnp.linalg.norm(step) < eps**0.4 * scale)
 
 
 def _residuals(sde: SlowSDE, xs: Float[np.ndarray, "paths T p"]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """How well a slow trajectory describes discrete runs: gaps with standard errors, a table, a verdict, a picture."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,10 @@ from ..plot.comparisons import plot_comparison
 from ..plot.verdicts import shade_untrusted
 from ..runs.trajectory import Trajectory
 from .order_fit import RESOLVED, ROUNDING
-from .validity import Validity, validity_of_run
+from .validity import VERDICTS, Validity, validity_of_run
+
+SIZES = ("small gap", "visible gap", "LARGE gap")
+SMALL, LARGE = 0.05, 0.2  # of the range that the slow observable runs through: what the verdicts of `validity` promise
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,14 @@ class Comparison:
     """The gap between a discrete ensemble and the slow SDE, per observable.
 
     Attributes:
-        ts: (T,) slow times, those of the discrete runs.
-        slow_mean, discrete_mean: name -> (T,).
+        ts: (T,) slow times, those of the discrete runs at which there is something to compare.
+        slow_mean, discrete_mean: name -> (T,), over the paths that are finite at that time; NaN where there are none.
         gap: name -> (T,), discrete mean − slow mean.
-        standard_error: name -> (T,), of the gap.
+        standard_error: name -> (T,), of the gap; NaN where one discrete path of several is left, 0 where there is one.
         slow, discrete: the trajectories compared.
         validity: whether the slow SDE may be trusted at the learning rate of the discrete runs; None if unknown.
+        counts: name -> (T,), how many discrete paths were there.
+        missing: what of the discrete runs was left out, in words; "" for nothing.
     """
 
     ts: np.ndarray
@@ -34,12 +39,12 @@ class Comparison:
     slow: Trajectory
     discrete: Trajectory
     validity: Validity | None = None
+    counts: dict[str, np.ndarray] = field(default_factory=dict)
+    missing: str = ""
 
     def relative_gap(self, name: str) -> float:
         """The largest |gap| over time, as a fraction of the range that the slow observable runs through."""
-        travelled = float(np.ptp(self.slow_mean[name]))
-        scale = travelled if travelled > 1e-12 * np.max(np.abs(self.slow_mean[name])) else np.nan
-        return float(np.max(np.abs(self.gap[name]))) / scale
+        return float(np.nanmax(np.abs(self.gap[name]))) / self._range(name)
 
     def resolved(self, name: str) -> np.ndarray:
         """(T,) whether the gap exceeds four standard errors, so that it is not chance. The start is left out."""
@@ -51,37 +56,50 @@ class Comparison:
         """One plain sentence on this observable."""
         if self.discrete.paths == 1:
             return "one discrete run: no error bars; run more paths to judge"
+        if not np.isfinite(self.standard_error[name]).any():
+            return f"one discrete run is left: no error bars; run more paths to judge{self._left_over(name)}"
         relative = self.relative_gap(name)
         percent = "" if np.isnan(relative) else f" ({100 * relative:.2g} % of its change)"
-        worst = np.max(np.abs(self.gap[name]))
-        noise = RESOLVED * np.max(self.standard_error[name])
+        worst = np.nanmax(np.abs(self.gap[name]))
+        noise = RESOLVED * np.nanmax(self.standard_error[name])
         if not self.resolved(name).any():
-            return f"agree: no gap beyond 4 s.e. (largest gap {worst:.2g}, 4 s.e. up to {noise:.2g})"
-        size = "small gap" if relative < 0.05 else "visible gap" if relative < 0.2 else "LARGE gap"
-        share = np.mean(self.resolved(name)[1:])
-        return f"{size}: up to {worst:.2g}{percent}, beyond 4 s.e. at {100 * share:.0f} % of times"
+            said = f"agree: no gap beyond 4 s.e. (largest gap {worst:.2g}, 4 s.e. up to {noise:.2g})"
+        else:
+            share = np.mean(self.resolved(name)[1:])
+            size = SIZES[_level(relative)]
+            said = f"{size}: up to {worst:.2g}{percent}, beyond 4 s.e. at {100 * share:.0f} % of times"
+        return said + self._left_over(name)
+
+    @property
+    def trust(self) -> str:
+        """One sentence on trust: what `validity` expected, set right by what was measured where the two differ."""
+        if self.validity is None:
+            return ""
+        expected, measured = VERDICTS.index(self.validity.verdict), self._measured
+        if measured is None or expected == _level(measured):
+            return self.validity.summary
+        reason = f", {self.validity.reasons[0]}" if self.validity.reasons else ""
+        than = "larger" if expected > _level(measured) else "smaller"
+        return (
+            f"at lr={self.validity.lr:g}: measured up to {100 * measured:.2g} %, {than} gaps were expected "
+            f"({self.validity.verdict}{reason}): go by what was measured, for these observables and times"
+        )
 
     def table(self) -> str:
-        """Start, middle and end of every observable with gap and standard error, a verdict each, and `validity`."""
+        """Start, middle and end of every observable with gap and standard error, a verdict each, and `trust`."""
         lr = self.discrete.stats.get("lr", float("nan"))
         lines = [
             f"slow ({self.slow.paths} paths) against discrete ({self.discrete.paths} paths, lr={lr:g}, "
             f"{self.discrete.stats.get('num_steps', '?')} steps)",
             f"{'observable':<28}{'t':>8}{'slow':>13}{'discrete':>13}{'gap':>12}{'s.e.':>11}{'gap/s.e.':>10}",
         ]
-        rows = sorted({0, len(self.ts) // 2, len(self.ts) - 1})
         for name in self.gap:
-            for row in rows:
-                gap, error = self.gap[name][row], self.standard_error[name][row]
-                known = error > ROUNDING * max(abs(self.slow_mean[name][row]), ROUNDING)
-                ratio = f"{gap / error:10.1f}" if known else f"{'-':>10}"
-                lines.append(
-                    f"{name if row == rows[0] else '':<28}{self.ts[row]:8.3g}{self.slow_mean[name][row]:13.6g}"
-                    f"{self.discrete_mean[name][row]:13.6g}{gap:12.3g}{error:11.2g}{ratio}"
-                )
+            lines += self._rows(name)
             lines.append(f"  -> {self.verdict(name)}")
+        if self.missing:
+            lines.append(f"left out: {self.missing}")
         if self.validity is not None:
-            lines.append(self.validity.summary)
+            lines.append(self.trust)
         return "\n".join(lines)
 
     def plot(self, ax: Any = None, *, name: str | None = None, **kw: Any) -> Any:
@@ -92,25 +110,70 @@ class Comparison:
         ax = plot_comparison(self, ax=ax, name=name, **kw)
         return ax if self.validity is None else shade_untrusted(self.validity, ax)
 
+    @property
+    def _measured(self) -> float | None:
+        """The largest relative gap of the observables; None where error bars are too wide to tell how large it is."""
+        if self.discrete.paths == 1:
+            return None
+        sizes = {name: self.relative_gap(name) for name in self.gap if self._tells_size(name)}
+        largest = max(sizes.values(), default=np.nan)
+        decided = len(sizes) == len(self.gap) or largest >= LARGE
+        return largest if decided and np.isfinite(largest) else None
+
+    def _tells_size(self, name: str) -> bool:
+        """Whether a gap of this observable is no chance, or would be seen if it were not small."""
+        noise = RESOLVED * np.max(np.nan_to_num(self.standard_error[name], nan=np.inf)) / self._range(name)
+        return bool(self.resolved(name).any() or noise < SMALL)
+
+    def _range(self, name: str) -> float:
+        """How far the slow observable runs; nan where it stands still."""
+        slow = self.slow_mean[name]
+        travelled = float(np.nanmax(slow) - np.nanmin(slow))
+        return travelled if travelled > 1e-12 * np.nanmax(np.abs(slow)) else np.nan
+
+    def _rows(self, name: str) -> list[str]:
+        there = np.flatnonzero(np.isfinite(self.gap[name]))
+        rows = sorted({int(there[0]), int(there[len(there) // 2]), int(there[-1])})
+        return [f"{name if row == rows[0] else '':<28}{self._row(name, row)}" for row in rows]
+
+    def _row(self, name: str, row: int) -> str:
+        gap, error, slow = self.gap[name][row], self.standard_error[name][row], self.slow_mean[name][row]
+        known = error > ROUNDING * max(abs(slow), ROUNDING)
+        ratio = f"{gap / error:10.1f}" if known else f"{'-':>10}"
+        shown = f"{error:11.2g}" if np.isfinite(error) else f"{'-':>11}"
+        return f"{self.ts[row]:8.3g}{slow:13.6g}{self.discrete_mean[name][row]:13.6g}{gap:12.3g}{shown}{ratio}"
+
+    def _left_over(self, name: str) -> str:
+        """How many paths the means of this observable are over, where that is not all of them at every time."""
+        counts = self.counts.get(name, np.array([self.discrete.paths]))
+        if not self.missing:
+            return ""
+        return f"; means over {counts.min()} to {counts.max()} of {self.discrete.paths} paths, see what was left out"
+
+
+def _level(relative: float) -> int:
+    """0, 1, 2 for a small, a visible, a large gap; what cannot be measured in the range of the observable is large."""
+    return 0 if relative < SMALL else 1 if relative < LARGE else 2
+
 
 def compare(slow: Trajectory, discrete: Trajectory, validity: Validity | None = None) -> Comparison:
     """The gap, discrete mean − slow mean, of every observable that both trajectories carry, with its standard error.
 
         s.e.² = Var(discrete)/paths + Var(slow)/paths
 
-    The slow means are interpolated (monotone cubic) to the discrete times, which are whole steps. Failed paths are
-    left out, and at least one of each must have succeeded.
+    The slow means are interpolated (monotone cubic) to the discrete times, which are whole steps. At every time the
+    paths count whose observable is finite there, so that a path or a point that failed takes nothing else away; what
+    was left out is told (`missing`), as are means over few paths by their standard errors.
 
     `validity` says where to trust the slow SDE (see `slowsde.validity`); None to judge by what `slow.stats` tell about
-    stability, relaxation and momentum at the learning rate of the discrete runs, where they do.
+    stability, relaxation and momentum at the learning rate of the discrete runs, where they do. Where the measured gap
+    says otherwise, the measurement has the last word (`Comparison.trust`).
 
-    Raises: ValueError if the two share no observable or do not overlap in time.
+    Raises: ValueError if the two share no observable or do not overlap in time, or if nothing of one is finite.
 
     Example:
         >>> print(compare(slow, fast).table())
     """
-    from scipy.interpolate import PchipInterpolator
-
     names = [name for name in slow.metrics if name in discrete.metrics]
     if not names:
         raise ValueError(
@@ -124,26 +187,79 @@ def compare(slow: Trajectory, discrete: Trajectory, validity: Validity | None = 
             f"slow covers t in [{slow.ts[0]:g}, {slow.ts[-1]:g}] and discrete [{discrete.ts[0]:g}, "
             f"{discrete.ts[-1]:g}]: no common times. Give both the same t1 and save_at."
         )
-    ts = discrete.ts[inside]
-    means: dict[str, dict[str, np.ndarray]] = {"slow": {}, "discrete": {}}
-    errors: dict[str, np.ndarray] = {}
-    for name in names:
-        slow_mean, slow_error = _mean_and_error(slow, name)
-        fast_mean, fast_error = _mean_and_error(discrete, name)
-        at = np.clip(ts, slow.ts[0], slow.ts[-1])
-        means["slow"][name] = PchipInterpolator(slow.ts, slow_mean)(at)
-        means["discrete"][name] = fast_mean[inside]
-        errors[name] = np.hypot(fast_error[inside], np.interp(at, slow.ts, slow_error))
-    gap = {name: means["discrete"][name] - means["slow"][name] for name in names}
+    moments = {name: _side_by_side(slow, discrete, name, slack) for name in names}
+    there = inside & np.any([np.isfinite(found.slow + found.discrete) for found in moments.values()], axis=0)
+    if not there.any():
+        raise ValueError("slow and discrete are finite at no common time: every path of one failed before the other.")
+    means = {side: {name: getattr(m, side)[there] for name, m in moments.items()} for side in ("slow", "discrete")}
     if validity is None:
         validity = validity_of_run(slow, discrete.stats.get("lr", 0.0))
-    return Comparison(ts, means["slow"], means["discrete"], gap, errors, slow, discrete, validity)
+    return Comparison(
+        ts=discrete.ts[there],
+        slow_mean=means["slow"],
+        discrete_mean=means["discrete"],
+        gap={name: means["discrete"][name] - means["slow"][name] for name in names},
+        standard_error={name: found.error[there] for name, found in moments.items()},
+        slow=slow,
+        discrete=discrete,
+        validity=validity,
+        counts={name: found.count[there] for name, found in moments.items()},
+        missing=_left_out(discrete, inside, there),
+    )
 
 
-def _mean_and_error(trajectory: Trajectory, name: str) -> tuple[np.ndarray, np.ndarray]:
-    good = trajectory.result == Result.SUCCESS
-    if not good.any():
-        raise ValueError(f"Every path of the {trajectory.label} trajectory failed: there is nothing to compare.")
-    values = trajectory.metrics[name][good]
-    spread = values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros(values.shape[1])
-    return values.mean(axis=0), spread
+@dataclass(frozen=True)
+class _Moments:
+    """Both means, the standard error of their difference and the number of discrete paths at the discrete times."""
+
+    slow: np.ndarray
+    discrete: np.ndarray
+    error: np.ndarray
+    count: np.ndarray
+
+
+def _side_by_side(slow: Trajectory, discrete: Trajectory, name: str, slack: float) -> _Moments:
+    from scipy.interpolate import PchipInterpolator
+
+    slow_mean, slow_error, slow_count = _mean_and_error(slow, name)
+    mean, error, count = _mean_and_error(discrete, name)
+    known = slow_count > 0
+    ts, ends = slow.ts[known], slow.ts[known][[0, -1]]
+    reached = (discrete.ts >= ends[0] - slack) & (discrete.ts <= ends[1] + slack)
+    at = np.clip(discrete.ts, *ends)
+    curve = PchipInterpolator(ts, slow_mean[known])(at) if ts.size > 1 else np.full(at.shape, slow_mean[known][0])
+    error = np.hypot(error, np.interp(at, ts, slow_error[known]))
+    return _Moments(np.where(reached, curve, np.nan), mean, error, count)
+
+
+def _mean_and_error(trajectory: Trajectory, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(T,) each: mean over the paths that are finite then, its standard error and their number."""
+    values = trajectory.metrics[name]
+    there = np.isfinite(values)
+    if not there.any():
+        raise ValueError(
+            f"{name} of the {trajectory.label} trajectory is nowhere finite: every path failed, and there is nothing "
+            "to compare."
+        )
+    count = there.sum(axis=0)
+    mean = np.where(count > 0, np.where(there, values, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
+    squares = np.where(there, values - mean, 0) ** 2
+    error = np.sqrt(squares.sum(axis=0) / np.maximum(count - 1, 1) / np.maximum(count, 1))
+    return mean, np.where((count > 1) | (trajectory.paths == 1), error, np.nan), count
+
+
+def _left_out(discrete: Trajectory, inside: np.ndarray, there: np.ndarray) -> str:
+    """Which of the discrete points within the common times are missing, and why."""
+    good = np.any([np.isfinite(values) for values in discrete.metrics.values()], axis=0)[:, inside]
+    if good.all() and there[inside].all():
+        return ""
+    times, codes = discrete.ts[inside], np.unique(discrete.result[~good.all(axis=1)])
+    why = ", ".join(Result(int(code)).name for code in codes if code != Result.SUCCESS)
+    empty = np.count_nonzero(~there[inside])
+    return (
+        f"{np.count_nonzero(~good)} of {good.size} discrete points"
+        + (f" ({why})" if why else "")
+        + (f", from t={times[np.argmin(good.all(axis=0))]:.3g} on" if not good.all() else "")
+        + (f"; nothing to compare at {empty} of {times.size} times" if empty else "")
+        + "; means are over the paths that are left"
+    )

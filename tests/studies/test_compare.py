@@ -52,16 +52,48 @@ def test_the_spread_of_the_slow_paths_counts() -> None:
     np.testing.assert_allclose(ss.compare(slow, fast).standard_error["q"], np.sqrt(2) / 10, rtol=0.2)
 
 
-def test_failed_paths_are_left_out() -> None:
-    values = np.tile(np.exp(-TIMES), (3, 1))
-    values[1] = np.nan
+def with_holes(holes: dict[int, slice], paths: int = 3) -> ss.Trajectory:
+    """Discrete paths e^−t + 0.01 × path, NaN where `holes` says."""
+    values = np.exp(-TIMES) + 0.01 * np.arange(paths)[:, None]
     fast = trajectory(values, "discrete", lr=0.1)
-    fast.result[1] = ss.Result.NON_FINITE
-    compared = ss.compare(trajectory(np.exp(-TIMES)[None], "slow"), fast)
-    assert np.all(np.isfinite(compared.gap["q"]))
-    fast.result[:] = ss.Result.NON_FINITE
+    for path, times in holes.items():
+        values[path, times] = np.nan
+        fast.result[path] = ss.Result.LEFT_MANIFOLD
+    return fast
+
+
+def test_failed_paths_are_left_out() -> None:
+    slow = trajectory(np.exp(-TIMES)[None], "slow")
+    compared = ss.compare(slow, with_holes({1: slice(None)}))
+    np.testing.assert_allclose(compared.gap["q"], 0.01)  # of 0 and 0.02
     with pytest.raises(ValueError, match="failed"):
-        ss.compare(trajectory(np.exp(-TIMES)[None], "slow"), fast)
+        ss.compare(slow, with_holes({path: slice(None) for path in range(3)}))
+
+
+def test_a_point_that_failed_takes_no_other_away() -> None:
+    """Every path fails somewhere, and no two at one time but the last, at which one is left."""
+    slow = trajectory(np.exp(-TIMES)[None], "slow")
+    compared = ss.compare(slow, with_holes({0: slice(1, 2), 1: slice(2, 3), 2: slice(5, 6)}))
+    np.testing.assert_allclose(compared.gap["q"], [0.01, 0.015, 0.01, 0.01, 0.01, 0.005])
+    np.testing.assert_array_equal(compared.counts["q"], [3, 2, 2, 3, 3, 2])
+    np.testing.assert_allclose(compared.standard_error["q"][1], np.std([0.01, 0.02], ddof=1) / np.sqrt(2))
+    table = compared.table()
+    assert "left out: 3 of 18 discrete points (LEFT_MANIFOLD), from t=0.2 on" in table
+    assert "means over 2 to 3 of 3 paths" in compared.verdict("q")
+    assert ss.compare(slow, with_holes({})).missing == ""
+
+
+def test_times_at_which_no_path_is_left_are_left_out_and_told() -> None:
+    slow = trajectory(np.exp(-TIMES)[None], "slow")
+    compared = ss.compare(slow, with_holes({0: slice(3, 6), 1: slice(4, 6), 2: slice(4, 6)}))
+    np.testing.assert_array_equal(compared.ts, TIMES[:4])
+    assert "nothing to compare at 2 of 6 times" in compared.table()
+    assert np.all(np.isfinite(compared.gap["q"]))
+    one = ss.compare(slow, with_holes({0: slice(3, 6), 1: slice(3, 6)}))
+    np.testing.assert_array_equal(np.isnan(one.standard_error["q"]), TIMES > 0.5)
+    assert "nan" not in one.table()
+    compared.plot()
+    plt.close("all")
 
 
 def test_discrete_times_off_the_slow_grid_are_interpolated() -> None:
