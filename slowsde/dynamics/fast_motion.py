@@ -5,6 +5,7 @@ Runs keep what a verdict needs of it, and `studies.validity` turns it into ratio
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -43,6 +44,17 @@ def _history_at(sde: SlowSDE, point: tuple[Vector, PyTree, Array, Array], shown:
     return {"mean_relaxation": mean, "sampling_eigenvalue": sampling_eigenvalue(sde, x, metric, largest)}
 
 
+@eqx.filter_jit
+def start_shares(sde: SlowSDE, x0: Vector, x: Vector, v: PyTree) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+    """How far off Γ a start x0 with the limit x is along each q_i, as shares of |x0 − x|²_{S⁻¹} that sum to 1, and λ_i.
+
+    Zero where masked: tangential parts, of second order in the distance, do not relax.
+    """
+    normal = sde.normal_space(x, v)
+    along = normal.coordinates(normal.metric.inv_sqrt(x0 - x)) ** 2
+    return along / nonzero(jnp.sum(along)), jnp.where(normal.mask, normal.values, 0)
+
+
 def measure(sde: SlowSDE, xs: Array, vs: PyTree, rates: Float[np.ndarray, " T"]) -> dict[str, np.ndarray]:
     """Everything that `studies.validity` asks for at every point: xs (paths, T, p) -> (paths, T) each.
 
@@ -61,10 +73,22 @@ def _measures_at(sde: SlowSDE, point: tuple[Vector, PyTree, Array], shown: Any) 
         "mean_relaxation": mean_relaxation(sde, x, normal),
         "sampling": sampling_eigenvalue(sde, x, normal.metric, normal.largest),
         "fluctuation": fluctuation(sde, x, normal, lr),
-        "rank": spectral_gap(normal),
-        "counted": sde.loss.normal_space(x, normal.metric).rank.astype(x.dtype),
+        "directions": normal.rank.astype(x.dtype),
+        **_of_rank(sde, x, normal),
         "metric": normal.metric.largest().astype(x.dtype),
     }
+
+
+def _of_rank(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> dict[str, Array]:
+    """The gap of the spectrum at a rank that is fixed along a run, and the rank that would be counted here.
+
+    Where the rank is a finding an eigenvalue that dies passes every size, and nothing asks whether it still counts: its
+    direction has the share λ_i/tr H' of the noise.
+    """
+    if sde.crosses_singular_points:
+        return {"counted": normal.rank.astype(x.dtype)}
+    counted = sde.loss.normal_space(x, normal.metric).rank
+    return {"rank": spectral_gap(normal), "counted": counted.astype(x.dtype)}
 
 
 def mean_relaxation(sde: SlowSDE, x: Vector, normal: AbstractNormalSpace) -> Array:

@@ -35,7 +35,7 @@ class Result(enum.IntEnum):
 
 # A discrete run has no solver: what can be chosen is the learning rate, and whether its iterates are returned to Γ.
 DISCRETE = {
-    Result.LEFT_MANIFOLD: "the flow from a saved iterate did not end at a minimizer, so that it has no limit to compare; "
-    "use project=False to keep the iterates as they are, or a smaller lr to keep them near Γ",
+    Result.LEFT_MANIFOLD: "the flow from a saved iterate did not end at a minimizer, so that it has no limit on Γ; use "
+    "project=False to keep the iterates as they are, or a smaller lr to keep them near Γ",
     Result.NON_FINITE: "the iterates became non-finite, as beyond the edge of stability; use a smaller lr",
 }

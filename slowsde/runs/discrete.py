@@ -77,8 +77,8 @@ def run_discrete(
         project: whether to return the saved iterates to Γ.
 
     Returns: `Trajectory` with leaves (paths, T, ...); `ts` are the true times kη². `stats` holds lr, b2 (where known),
-        num_steps, residual (paths, T) of the saved iterates, and seconds. An iterate that does not return to Γ is NaN, and
-        so is all that follows a step to infinity; every other point of its path is there.
+        num_steps, residual (paths, T) of the saved iterates, and seconds. An iterate that does not return to Γ is NaN,
+        and so is all that follows a step to infinity; every other point of its path is there.
     Raises: ValueError on bad input (cη² > 1, or `like` with another β2 than Optax, among it); `RunError` when a path
         turns non-finite or its iterates leave the basin of Γ (throw=False for what there is: `compare` takes it).
 
@@ -262,10 +262,13 @@ def _landing(sde: SlowSDE, point: tuple[Array, PyTree], shown: Any) -> tuple[Arr
 
 
 def _is_near(sde: SlowSDE, x: Array, metric: AbstractMetric) -> Array:
-    """Whether residual (√ε) and Newton's step (ε^0.4, as where the flow of Φ ends) are small against 1 + |x|."""
+    """Whether the residual is within √ε of zero and Newton's step within ε^¼, against 1 + |x|.
+
+    A coordinate that dies is known to the root of what is left of the residual, and counts by its square.
+    """
     eps, scale = float(jnp.finfo(x.dtype).eps), 1 + jnp.linalg.norm(x)
     step = sde.loss.newton_step(x, sde.loss.normal_space(x, metric))
-    return (sde.loss.residual(x) < eps**0.5 * scale) & (jnp.linalg.norm(step) < eps**0.4 * scale)
+    return (sde.loss.residual(x) < eps**0.5 * scale) & (jnp.linalg.norm(step) < eps**0.25 * scale)
 
 
 def _residuals(sde: SlowSDE, xs: Float[np.ndarray, "paths T p"]) -> np.ndarray:

@@ -12,7 +12,7 @@ from manifolds.maps.limit_map import LimitPoint
 from manifolds.support.precision import to_numpy
 
 from ..dynamics.diffusion import falling_time, solve_sde, step_grid
-from ..dynamics.fast_motion import spectral_history
+from ..dynamics.fast_motion import spectral_history, start_shares
 from ..dynamics.flow import follow
 from ..dynamics.rest import follow_to_rest, stillness
 from ..dynamics.result import Result
@@ -83,8 +83,9 @@ def simulate(
         progress: show a progress line on stderr; None for only when it is a terminal.
 
     Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds route, block, solver, rank and spectrum of H' at
-        the start, start_distance |Φ(params0) − params0|, num_steps, seconds, speed |dζ/dt|_{S⁻¹} and stillness at the
-        end (without diffusion), and for every saved time (paths, T) the residual on Γ, the ranks, the
+        the start, start_distance |Φ(params0) − params0| (off Γ also its start_shares along eigenvectors of H', with
+        start_eigenvalues), num_steps, seconds, speed |dζ/dt|_{S⁻¹} and stillness at the end (without diffusion), and
+        for every saved time (paths, T) the residual on Γ, the ranks, the
         smallest_eigenvalue and largest_eigenvalue of H', and what `validity` needs besides: mean_relaxation,
         sampling_eigenvalue, b1, c.
     Raises: ValueError on bad input, before any long computation; `RunError` with the slow time at which a path left Γ,
@@ -124,7 +125,7 @@ def _slow_paths(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, method: 
         check_rest(sde, method.solver)
     # After the checks: the way to Γ may be the longest part of a run.
     slow, start, v0 = start_on_manifold(sde, x0, v0, asked.rank, asked.t0)
-    state0, about = slow.initial(start.point, v0), _about_start(sde, start)
+    state0, about = slow.initial(start.point, v0), _about_start(slow.sde, x0, start, v0)
     if asked.endless:
         solved = follow_to_rest(slow, state0, asked.t0, asked.times.size, method, asked.meter())
     elif sde.diffuses or method.solver == "euler":
@@ -145,9 +146,13 @@ def _euler_paths(asked: Request, slow: SlowState, state0: State, dt: float) -> S
     return Solved(asked.times, *found, about)
 
 
-def _about_start(sde: SlowSDE, start: LimitPoint) -> dict[str, Any]:
+def _about_start(sde: SlowSDE, x0: Array, start: LimitPoint, v0: PyTree) -> dict[str, Any]:
     rank = int(start.rank)
     about = {"rank": rank, "spectrum": np.asarray(start.spectrum)[:rank], "start_distance": float(start.distance)}
+    near = float(jnp.finfo(x0.dtype).eps) ** 0.4 * (1 + float(jnp.linalg.norm(x0)))
+    if start.distance > near:
+        shares, rates = to_numpy(start_shares(sde, x0, start.point, v0))
+        about |= {"start_shares": shares, "start_eigenvalues": rates}
     return about | sde.noise_report(start.point)
 
 

@@ -126,10 +126,11 @@ def finish(trajectory: Trajectory, whens: np.ndarray, throw: bool) -> Trajectory
         # The path that failed first tells the most: later ones may have other reasons.
         first = failed[np.argmin(trajectory.stats["failed_at"][failed])]
         code = Result(int(trajectory.result[first]))
+        why = code.explain(trajectory.label)
         when = "slow time" if trajectory.stats.get("clock", "k·lr²") == "k·lr²" else "time"
         raise RunError(
             f"{failed.size} of {trajectory.paths} paths failed, the first at {when} "
-            f"{trajectory.stats['failed_at'][first]:.6g}: {code.name}, {code.explain(trajectory.label)}. With throw=False you get what "
+            f"{trajectory.stats['failed_at'][first]:.6g}: {code.name}, {why}. With throw=False you get what "
             "there was (also in the .trajectory of this error).",
             trajectory,
         )

@@ -14,6 +14,7 @@ from .validity import VERDICTS, Validity, validity_of_run
 
 SIZES = ("small gap", "visible gap", "LARGE gap")
 SMALL, LARGE = 0.05, 0.2  # of the range that the slow observable runs through: what the verdicts of `validity` promise
+COMFORTABLE = 0.1  # the most that "comfortable" allows for
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Comparison:
         if self.validity is None:
             return ""
         expected, measured = VERDICTS.index(self.validity.verdict), self._measured
-        if measured is None or expected == _level(measured):
+        kept = measured is None or expected == _level(measured) or (expected == 0 and measured < COMFORTABLE)
+        if kept:
             return self.validity.summary
         reason = f", {self.validity.reasons[0]}" if self.validity.reasons else ""
         than = "larger" if expected > _level(measured) else "smaller"

@@ -31,3 +31,9 @@ def distances(xs: np.ndarray) -> np.ndarray:
     squares = np.sum(x**2, axis=-1)
     products = np.einsum("ktp,ksp->kts", x, x)
     return np.sqrt(np.maximum(squares[:, :, None] + squares[:, None, :] - 2 * products, 0))
+
+
+def cumulative(ts: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """(paths, T, m) ∫ rates dt from the first time on, by trapezoids: ts (T,), rates (paths, T, m)."""
+    steps = np.diff(ts)[:, None] * (rates[:, 1:] + rates[:, :-1]) / 2
+    return np.concatenate([np.zeros_like(rates[:, :1]), np.cumsum(steps, axis=1)], axis=1)

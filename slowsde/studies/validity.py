@@ -26,7 +26,15 @@ from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
 from ..runs.trajectory import Trajectory
 from ..support import arguments
-from .time_scale import distances, slow_time_scale
+from .time_scale import cumulative, distances, slow_time_scale
+
+
+class Start(NamedTuple):
+    """How far off Γ a run was started: shares of the squared distance along eigenvectors of H', and eigenvalues."""
+
+    distance: float
+    shares: np.ndarray  # (m,), sums to 1
+    eigenvalues: np.ndarray | None  # (m,); None for the smallest, whatever it is
 
 
 class Criterion(NamedTuple):
@@ -206,14 +214,13 @@ def validity(
         xs = np.asarray(xs)
     if not np.isfinite(found["largest"]).any():
         raise ValueError("slow has no finite point: every path failed at once. Simulate with other settings first.")
-    distance = float(slow.stats.get("start_distance", 0.0))
-    return _assemble(slow.ts[times], xs, found, lr, pace, float(optimizer.b1), _memory(optimizer.c, vs), distance)
+    return _assemble(slow.ts[times], xs, found, lr, pace, float(optimizer.b1), _memory(optimizer.c, vs), _start(slow))
 
 
 def validity_of_run(slow: Trajectory, lr: float) -> Validity | None:
     """`validity` as far as the run's own `stats` tell (all but fluctuation and rank); None if they do not."""
-    keys = ("largest_eigenvalue", "smallest_eigenvalue", "mean_relaxation", "sampling_eigenvalue")
-    names = ("largest", "smallest", "mean_relaxation", "sampling")
+    keys = ("largest_eigenvalue", "smallest_eigenvalue", "mean_relaxation", "sampling_eigenvalue", "ranks")
+    names = ("largest", "smallest", "mean_relaxation", "sampling", "directions")
     shape = (slow.paths, slow.ts.size)
     if (
         any(np.shape(slow.stats.get(key, ())) != shape for key in keys)
@@ -227,10 +234,21 @@ def validity_of_run(slow: Trajectory, lr: float) -> Validity | None:
     found = {name: np.asarray(slow.stats[key], float)[paths][:, times] for name, key in zip(names, keys, strict=True)}
     if not np.isfinite(found["largest"]).any():
         return None
-    xs, distance = _flat(slow)[paths][:, times], float(slow.stats.get("start_distance", 0.0))
+    xs = _flat(slow)[paths][:, times]
     b1, c = float(slow.stats["b1"]), _memory(slow.stats["c"], slow.v)
     pace = np.asarray(slow.stats.get("pace", np.ones(slow.ts.size)), float)[times]
-    return _assemble(slow.ts[times], xs, found, float(lr), pace, b1, c, distance)
+    return _assemble(slow.ts[times], xs, found, float(lr), pace, b1, c, _start(slow))
+
+
+def _start(slow: Trajectory) -> Start:
+    shares, values = slow.stats.get("start_shares", np.ones(1)), slow.stats.get("start_eigenvalues")
+    known = values is not None and np.shape(values) == np.shape(shares)
+    distance = float(slow.stats.get("start_distance", 0.0))
+    return (
+        Start(distance, np.asarray(shares, float), np.asarray(values, float))
+        if known
+        else Start(distance, np.ones(1), None)
+    )
 
 
 def _assemble(
@@ -241,7 +259,7 @@ def _assemble(
     pace: np.ndarray,
     b1: float,
     c: float | None,
-    start_distance: float,
+    start: Start,
 ) -> Validity:
     """The ratios from what was measured along the paths, (paths, T) each; times that no path reached are dropped.
 
@@ -250,14 +268,14 @@ def _assemble(
     seen = np.isfinite(found["largest"]).any(axis=0)
     ts, xs, pace = ts[seen], xs[:, seen], pace[seen]
     found = {name: values[:, seen] for name, values in found.items()}
-    scale = slow_time_scale(ts, xs, (np.log(found["largest"]), np.log(np.maximum(found["mean_relaxation"], 1e-300))))
-    settling, longest = lr * found["mean_relaxation"] / pace, lr / (pace * found["smallest"])
+    # A direction that dies takes its share of the mean with it at once, though nothing has moved: counted out.
+    each = found["mean_relaxation"] / found["directions"]
+    scale = slow_time_scale(ts, xs, (np.log(found["largest"]), np.log(np.maximum(each, 1e-300))))
+    settling = lr * found["mean_relaxation"] / pace
     momentum = 2 * lr**2 / (1 - b1)
-    moved = np.max(distances(xs), axis=(1, 2))[:, None]
-    left = np.exp(-(ts - ts[0]) / longest) * start_distance / np.maximum(moved, start_distance + 1e-300)
     ratios = {
         "sharpness": lr * pace * (found["largest"] * (1 - b1) / (1 + b1) + found["sampling"]) / 2,
-        "relaxation": np.maximum(settling, longest * left) / scale,
+        "relaxation": np.maximum(settling / scale, _unsettled(ts, xs, found, lr / pace, start, scale)),
     }
     if b1 > 0:
         ratios["momentum"] = momentum / scale
@@ -270,6 +288,27 @@ def _assemble(
         if name in found:
             spectrum[label] = np.nanmax(found[name], axis=0)
     return Validity(ts, float(lr), {name: np.nanmax(r, axis=0) for name, r in ratios.items()}, spectrum)
+
+
+def _unsettled(
+    ts: np.ndarray, xs: np.ndarray, found: dict[str, np.ndarray], rate: np.ndarray, start: Start, scale: np.ndarray
+) -> np.ndarray:
+    """(paths, T) what is left of a start off Γ times how long it takes to go, over the time in which the run moves.
+
+        (Σ_i p_i min(η/λ_i, τ)² e^{−2∫λ_i dt/η})^½/τ    times the distance over what the run moves
+
+    with p_i the share of the squared distance along q_i. How λ_i changes on the way is known at the edges of the
+    spectrum only: in proportion to the largest, and no less than the smallest.
+    """
+    largest, smallest = found["largest"][..., None], found["smallest"][..., None]
+    values = smallest
+    if start.eigenvalues is not None:
+        values = np.maximum(start.eigenvalues * largest / largest[:, :1], smallest)
+    times = rate[:, None] / values
+    faded = np.exp(-2 * cumulative(ts, 1 / times))
+    slowness = np.sqrt(np.sum(start.shares * np.minimum(times / scale[..., None], 1) ** 2 * faded, axis=-1))
+    moved = np.max(distances(xs), axis=(1, 2))[:, None]
+    return slowness * start.distance / np.maximum(moved, start.distance + 1e-300)
 
 
 def _check_run(slow: Any, lr: Any) -> None:
@@ -298,8 +337,9 @@ def _fitting(
     if not np.isclose(float(slow.stats.get("c", optimizer.c)), float(optimizer.c), rtol=1e-6):
         raise ValueError(f"optimizer.c={optimizer.c}, but slow was simulated with c={slow.stats['c']}. Simulate anew.")
     v, rank = jax.tree.map(lambda leaf: leaf[0, 0], vs), slow.stats.get("rank")
-    rank = sde.normal_space(x, v).rank if rank is None else jnp.asarray(rank, int)
-    sde = eqx.tree_at(lambda s: s.rank, sde, rank, is_leaf=lambda leaf: leaf is None)
+    if not sde.crosses_singular_points:
+        rank = sde.normal_space(x, v).rank if rank is None else jnp.asarray(rank, int)
+        sde = eqx.tree_at(lambda s: s.rank, sde, rank, is_leaf=lambda leaf: leaf is None)
     step = float(jnp.linalg.norm(sde.loss.newton_step(x, sde.normal_space(x, v))))
     if step > 1e-3 * (1 + float(jnp.linalg.norm(x))):
         raise ValueError(

@@ -131,3 +131,30 @@ def test_figures_carry_labels_units_and_bands() -> None:
         compared.plot(name="no such observable")
     assert dict(mpl.rcParams) == settings
     plt.close("all")
+
+
+def expecting(level: int, gap: float) -> str:
+    """The last line of a table of a measured `gap` where `validity` expects another (level 0, 1 or 2)."""
+    expected = ss.Validity(TIMES, 0.1, {"sharpness": np.full(6, (0.01, 0.2, 0.6)[level])})
+    slow, fast = pair(gap).slow, pair(gap).discrete
+    return ss.compare(slow, fast, expected).table().splitlines()[-1]
+
+
+def test_a_table_has_one_verdict_on_trust() -> None:
+    """The range of the observable is 0.63. What was measured decides, and says that it does."""
+    assert "not valid, do not trust" in expecting(2, 0.5)
+    assert "comfortable (" in expecting(0, 0.02)
+    assert "trust with care" in expecting(1, 0.06)
+    for level in (1, 2):
+        line = expecting(level, 0.015)
+        assert "do not trust" not in line
+        assert "larger gaps were expected" in line
+        assert "sharpness" in line
+        assert "go by what was measured" in line
+    assert "smaller gaps were expected (comfortable)" in expecting(0, 0.5)
+
+
+def test_error_bars_too_wide_to_decide_leave_the_expectation() -> None:
+    expected = ss.Validity(TIMES, 0.1, {"sharpness": np.full(6, 0.6)})
+    few = pair(0.0, paths=8)  # 4 s.e. of about 0.14 in 0.63
+    assert "do not trust" in ss.compare(few.slow, few.discrete, expected).table()

@@ -16,7 +16,7 @@ from manifolds.normal.normal_space import DenseNormalSpace
 from manifolds.support.coordinates import Coordinates, ravel
 from slowsde.dynamics.fast_motion import spectral_gap
 from slowsde.studies.time_scale import slow_time_scale
-from slowsde.studies.validity import CRITERIA, validity_of_run
+from slowsde.studies.validity import CRITERIA, Start, _unsettled, validity_of_run
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
@@ -163,6 +163,70 @@ def test_the_demo_is_not_called_invalid() -> None:
     for compared in demo.sparse_regression(paths=2).values():
         assert compared.validity is not None
         assert compared.validity.verdict == "comfortable"
+
+
+def readme_problem() -> tuple[Any, Any]:
+    """Two of twelve weights from six equations: the rank of H falls from 6 to 3 before t = 3 under Adam."""
+    inputs = np.random.default_rng(0).choice([-1.0, 1.0], size=(6, 12))
+    problem = ss.LeastSquares(NETWORK.predict, inputs, inputs[:, 0] - inputs[:, 1], ss.LabelNoise(1.0))
+    return problem, {"u": np.full(12, 0.7), "v": np.full(12, 0.5)}
+
+
+SPARSE, RAW = readme_problem()
+SPARSE_ADAM = ss.adam(c=2.0, eps=1e-2)
+
+
+def test_comfortable_through_a_sparse_end_where_the_gap_is_small() -> None:
+    """Directions that have died carry no noise: the rank that they had at the start is no reason to doubt."""
+    start, lr = ss.to_manifold(SPARSE, RAW), 0.02
+    slow = ss.simulate(SPARSE, SPARSE_ADAM, start, 4.0, save_at=81, metrics=TRACE)
+    assert slow.stats["ranks"][0, -1] == 3
+    found = ss.validity(SPARSE, SPARSE_ADAM, slow, lr)
+    assert found.verdict == "comfortable"
+    assert "rank" not in found.ratios
+    assert found.spectrum["rank counted"][-1] == 3
+    assert np.all(found.spectrum["λ_min(H')"] > 1e-10 * found.spectrum["λ_max(H')"])
+    compared = ss.compare(slow, discrete(SPARSE, SPARSE_ADAM, start, 4.0, lr, paths=64, save_at=21))
+    assert compared.relative_gap("trace_hessian") < 0.05
+    assert compared.validity is not None
+    assert compared.validity.verdict == "comfortable"
+    # No jump of the rank passes for motion: τ is that of the points.
+    assert found.ratios["momentum"].max() == found.ratios["momentum"][0]
+
+
+def test_a_start_off_the_manifold_counts_while_it_relaxes_and_no_longer() -> None:
+    """λ_min falls by seven decades along the run, long after the start has come down to Γ."""
+    lr, options = 0.01, {"save_at": 26, "metrics": TRACE}
+    off = ss.simulate(SPARSE, SPARSE_ADAM, RAW, 2.5, **options)
+    assert off.stats["start_distance"] > 0.5
+    assert off.stats["smallest_eigenvalue"][0, -1] < 1e-6
+    assert np.sum(off.stats["start_shares"]) == pytest.approx(1)
+    found = ss.validity(SPARSE, SPARSE_ADAM, off, lr)
+    assert found.verdict == "comfortable"
+    where = jax.tree.map(lambda leaf: leaf[0, 0], (off.params, off.v))
+    on = ss.simulate(SPARSE, SPARSE_ADAM, where[0], 2.5, v0=where[1], **options)
+    again = ss.validity(SPARSE, SPARSE_ADAM, on, lr)
+    np.testing.assert_allclose(found.ratios["relaxation"][5:], again.ratios["relaxation"][5:], rtol=1e-3)
+
+
+def off_by(shares: Any, values: Any, decline: float = 0.0) -> np.ndarray:
+    """The part of a start off Γ by 1 in "relaxation", of a path that moves by 4 in time 4; λ ∝ e^{−decline·t}."""
+    ts = np.linspace(0, 4, 401)
+    falling = np.exp(-decline * ts)[None]
+    found = {"largest": max(values) * falling, "smallest": min(values) * falling}
+    start = Start(1.0, np.asarray(shares), np.asarray(values))
+    return _unsettled(ts, ts[None, :, None], found, np.full(ts.shape, 0.01), start, np.full((1, ts.size), 4.0))[0]
+
+
+def test_what_is_left_of_a_start_is_an_integral_over_the_directions_it_is_off_in() -> None:
+    ts = np.linspace(0, 4, 401)
+    np.testing.assert_allclose(off_by([1.0], [0.02]), 0.125 * np.exp(-2 * ts) / 4, rtol=1e-4)
+    fading = np.exp(-2 * (1 - np.exp(-3 * ts)) / 3)  # ∫ λ dt/η with λ = 0.02 e^{−3t}
+    np.testing.assert_allclose(
+        off_by([1.0], [0.02], 3.0), np.minimum(0.125 * np.exp(3 * ts), 1) * fading / 4, rtol=1e-3
+    )
+    assert off_by([0.0, 1.0], [1.0, 1e-6])[0] == pytest.approx(0.25)  # it never comes down: its share of the motion
+    assert off_by([1.0, 0.0], [1.0, 1e-6])[0] < 1e-3
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------
