@@ -23,6 +23,7 @@ from .slow_sde import SlowSDE
 
 Vector = Float[Array, " p"]
 DRAWS = 16  # fluctuations drawn at each point
+FALLS = 2.0  # |S(v0)B| over |S(V(Σ))B| from which on the fall of S at the start is worth a look
 
 
 def spectral_history(sde: SlowSDE, xs: Array, vs: PyTree, ranks: Array, largest: Array) -> dict[str, np.ndarray]:
@@ -53,6 +54,26 @@ def start_shares(sde: SlowSDE, x0: Vector, x: Vector, v: PyTree) -> tuple[Float[
     normal = sde.normal_space(x, v)
     along = normal.coordinates(normal.metric.inv_sqrt(x0 - x)) ** 2
     return along / nonzero(jnp.sum(along)), jnp.where(normal.mask, normal.values, 0)
+
+
+def start_motion(sde: SlowSDE, x: Vector, v: PyTree, contrast: float) -> Float[np.ndarray, "2 N"]:
+    """Times after the start, and |S(v(t))B|² over |S(V(Σ))B|² there if x stays: in proportion to how fast ζ moves.
+
+    `contrast` is its root at time 0 (see `flow.start_contrast`). The times are geometric over the fall of S.
+    """
+    c = float(sde.optimizer.c)
+    times = np.concatenate([[0.0], np.geomspace(1e-2 / contrast**2, 8.0, 32)]) / c
+    return np.stack([times, np.asarray(_powers(sde, x, v, jnp.asarray(times, x.dtype)))])
+
+
+@eqx.filter_jit
+def _powers(sde: SlowSDE, x: Vector, v: PyTree, times: Float[Array, " N"]) -> Float[Array, " N"]:
+    target = sde.equilibrium(x)
+
+    def at(time: Array) -> Array:
+        return sde.power(x, sde.metric(sde.optimizer.relaxed(v, target, jnp.zeros_like(time), time)))
+
+    return jax.lax.map(at, times) / sde.power(x, sde.metric(target))  # one after the other: each is a pass over J
 
 
 def measure(sde: SlowSDE, xs: Array, vs: PyTree, rates: Float[np.ndarray, " T"]) -> dict[str, np.ndarray]:

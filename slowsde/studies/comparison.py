@@ -77,8 +77,7 @@ class Comparison:
         if self.validity is None:
             return ""
         expected, measured = VERDICTS.index(self.validity.verdict), self._measured
-        kept = measured is None or expected == _level(measured) or (expected == 0 and measured < COMFORTABLE)
-        if kept:
+        if measured is None or expected == _level(measured) or (expected == 0 and measured < COMFORTABLE):
             return self.validity.summary
         reason = f", {self.validity.reasons[0]}" if self.validity.reasons else ""
         than = "larger" if expected > _level(measured) else "smaller"

@@ -24,6 +24,7 @@ from ..optimizers.agm import AGM
 from ..plot.verdicts import plot_validity
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
+from ..runs.simulate import starting_steps
 from ..runs.trajectory import Trajectory
 from ..support import arguments
 from .time_scale import cumulative, distances, slow_time_scale
@@ -35,6 +36,7 @@ class Start(NamedTuple):
     distance: float
     shares: np.ndarray  # (m,), sums to 1
     eigenvalues: np.ndarray | None  # (m,); None for the smallest, whatever it is
+    motion: np.ndarray | None = None  # (2, N), see `fast_motion.start_motion`; None where v0 is near V(Σ)
 
 
 class Criterion(NamedTuple):
@@ -59,6 +61,12 @@ CRITERIA = {
     ),
     "fluctuation": Criterion(
         0.1, 0.5, "the loss bends by {} (relative, squared) across the fluctuations about Γ", "lower lr or the noise"
+    ),
+    "start": Criterion(
+        0.05,
+        0.2,
+        "from its small v0 the slow SDE makes {} of its early motion before the optimizer has got going",
+        "pass v0=k·c·lr²·V(Σ), the state after k=2/(1−b1) steps (10 at least), or use bias_correction=True",
     ),
     "rank": Criterion(
         0.02, 0.1, "an eigenvalue of H' that counts as zero is {} of the smallest that does not", "check the rank"
@@ -149,6 +157,8 @@ class Validity:
         return plot_validity(self, ax=ax, **kw)
 
     def _excess(self, name: str) -> float:
+        if name == "start":  # what else is bad at such a start comes from it
+            return np.inf
         return float(np.nan_to_num(np.max(self.ratios[name]), nan=np.inf)) / self.thresholds[name][1]
 
     def _reason(self, name: str) -> str:
@@ -163,7 +173,7 @@ class Validity:
 def validity(
     problem: AbstractProblem, optimizer: AGM, slow: Trajectory, lr: float, *, route: str | Route = "auto"
 ) -> Validity:
-    """Whether `slow` describes `optimizer` at learning rate η = lr, by six ratios along it (the worst over paths).
+    """Whether `slow` describes `optimizer` at learning rate η = lr, by ratios along it, the worst over paths.
 
     With λ_i the nonzero eigenvalues of H' = S^½HS^½, w_i the share of the noise along them (label noise: λ_i/tr H')
     and τ the slow time in which the run moves (`slow_time_scale`, at most its length):
@@ -171,12 +181,17 @@ def validity(
         sharpness    η λ_max (1−β1)/(2(1+β1)), the stability edge at 1; label noise on batches of b adds what single
                      samples do, η (max_i |S^½∇f_i|² − λ_max)/(2b). The variance about Γ is off by 1/(1 − ratio)
         relaxation   η Σ w_i/λ_i over τ: fluctuations settle in 1/(ηλ_i) steps, and directions count by their noise. A
-                     run started off Γ adds the slowest, η/λ_min, while its distance lasts
+                     run started off Γ adds min(η/λ_i, τ) e^{−∫λ_i dt/η} for the directions that it was off in, by
+                     their shares of the distance, while that lasts
         momentum     2η²/(1−β1) over τ (β1 > 0)
         state        the longer of η Σ w_i/λ_i and 2η²/(1−β1), over the memory 1/c of v (where there is a v)
         fluctuation  ½ |S^½(∇L(ζ+δ) − Hδ)|² / |S^½Hδ|² for δ ~ N(0, ηC), the stationary fluctuation about Γ with
                      C'_ij = Σ'_ij/(λ_i+λ_j): the share of the force that is not linear
-        rank         the largest eigenvalue of H' that counts as zero (or rounding) over λ_min
+        start        from v0 ≪ V(Σ) only: the share of the early motion (∫|S B|² dt over the memory 1/c of v) by which
+                     the slow SDE is ahead after 2/(1−β1) steps (10 if that is less) with S falling from S(v0)
+        rank         the largest eigenvalue of H' that counts as zero (or rounding) over λ_min, where noise diffuses or
+                     Hessians are dense. Least squares and classification under label noise ask no rank: their
+                     directions are those that exist at each time, and dying ones carry no noise
 
     S itself needs no bound beyond these; its largest eigenvalue is reported. Calibration, on discrete runs (Adam,
     RMSProp and SGD on diagonal networks, valleys; 64 to 512 runs each), gap as a share of what the observable moves
@@ -188,6 +203,7 @@ def validity(
         momentum     gap ≈ 0.5 to 1 × ratio
         state        gap ≈ 0.3 × ratio
         fluctuation  gap up to 0.5 × ratio; never the largest share of a gap
+        start        gap ≈ 0.5 to 1 × ratio, up to 3 × in the first 100 steps; with v0 = 2cη²/(1−β1) V(Σ) none of it
 
     so that "comfortable" means gaps of up to about 5 % (10 % at worst), "not valid" of 20 % and more.
 
@@ -241,14 +257,12 @@ def validity_of_run(slow: Trajectory, lr: float) -> Validity | None:
 
 
 def _start(slow: Trajectory) -> Start:
-    shares, values = slow.stats.get("start_shares", np.ones(1)), slow.stats.get("start_eigenvalues")
-    known = values is not None and np.shape(values) == np.shape(shares)
-    distance = float(slow.stats.get("start_distance", 0.0))
-    return (
-        Start(distance, np.asarray(shares, float), np.asarray(values, float))
-        if known
-        else Start(distance, np.ones(1), None)
-    )
+    shares, values = slow.stats.get("start_shares"), slow.stats.get("start_eigenvalues")
+    motion = slow.stats.get("start_motion")
+    start = Start(float(slow.stats.get("start_distance", 0.0)), np.ones(1), None)
+    if shares is not None and values is not None:
+        start = start._replace(shares=np.asarray(shares, float), eigenvalues=np.asarray(values, float))
+    return start if motion is None else start._replace(motion=np.asarray(motion, float))
 
 
 def _assemble(
@@ -281,6 +295,8 @@ def _assemble(
         ratios["momentum"] = momentum / scale
     if c is not None:
         ratios["state"] = c * np.maximum(settling, momentum if b1 > 0 else 0)
+    if c is not None and start.motion is not None:
+        ratios["start"] = _too_early(ts, start.motion, starting_steps(b1) * lr**2, c)[None]
     ratios |= {name: found[name] for name in ("fluctuation", "rank") if name in found}
     spectrum = {"λ_max(H')": np.nanmax(found["largest"], axis=0), "λ_min(H')": np.nanmin(found["smallest"], axis=0)}
     spectrum["η/λ_min"] = lr / (pace * spectrum["λ_min(H')"])
@@ -309,6 +325,18 @@ def _unsettled(
     slowness = np.sqrt(np.sum(start.shares * np.minimum(times / scale[..., None], 1) ** 2 * faded, axis=-1))
     moved = np.max(distances(xs), axis=(1, 2))[:, None]
     return slowness * start.distance / np.maximum(moved, start.distance + 1e-300)
+
+
+def _too_early(ts: np.ndarray, motion: np.ndarray, h: float, c: float) -> np.ndarray:
+    """(T,) the share of the motion until t, or 1/c if that is later, that S makes in the first h by being larger than
+    it is at h. The optimizer, from v = 0 and m = 0, makes no such motion while it gets going."""
+    times, speeds = motion[0, 1:], motion[1, 1:]
+    horizon = min(1 / c, ts[-1] - ts[0])
+    fine = np.geomspace(times[0], max(times[-1], h, ts[-1] - ts[0]), 4000)
+    speed = np.exp(np.interp(np.log(fine), np.log(times), np.log(speeds)))
+    way = motion[1, 0] * fine[0] + cumulative(fine, speed[None, :, None])[0, :, 0]
+    excess = np.interp(h, fine, way) - h * np.interp(h, fine, speed)
+    return max(excess, 0.0) / np.interp(np.maximum(ts - ts[0], max(horizon, h)), fine, way)
 
 
 def _check_run(slow: Any, lr: Any) -> None:
