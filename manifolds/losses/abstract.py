@@ -111,6 +111,10 @@ class AbstractLoss(eqx.Module):
     ) -> Callable[[Vector], Vector]:
         """w ↦ (I + h S A)⁻¹ w with A ≈ ∇²L(x): the linear solve of an implicit step of ẋ = −S∇L."""
 
+    def unseen_curvature(self, x: Vector) -> Callable[[Vector], Vector] | None:
+        """w ↦ (∇²L(x) − A) w for the A of `damped_solver`, which vanishes on Γ; None where A is ∇²L(x)."""
+        return None
+
     @abc.abstractmethod
     def hessian_diagonal(self, x: Vector) -> Vector:
         """diag ∇²L(x) at a point of Γ."""

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PyTree
 from ..normal.jacobians import AbstractJacobian
 from ..support.coordinates import Coordinates
 from .abstract import Vector
-from .least_squares import LeastSquaresLoss
+from .least_squares import LeastSquaresLoss, second_order_product
 
 
 def softmax_factor(probabilities: Float[Array, "... K"]) -> Float[Array, "... k K"]:
@@ -110,3 +110,7 @@ class CrossEntropyLoss(LeastSquaresLoss):
         # Off Γ the softmax weighs the outputs by Λ at its own probabilities, not by Λ at the targets.
         factors = softmax_factor(jax.nn.softmax(self.logits(x)))
         return eqx.tree_at(lambda loss: loss.inputs, self, (self.inputs[0], factors)).jacobian(x)
+
+    def unseen_curvature(self, x: Vector) -> Callable[[Vector], Vector]:
+        surplus = jax.nn.softmax(self.logits(x)) - self.probabilities  # ∂L/∂f, n times
+        return second_order_product(self.logits, x, surplus / self.num_samples)

@@ -283,6 +283,9 @@ class LeastSquaresLoss(AbstractLoss):
         solve = self._solver(jacobian, metric, near, h, 1.0)
         return lambda w: w - h * metric(jacobian.transposed(solve(jacobian(w), TIGHT)))
 
+    def unseen_curvature(self, x: Vector) -> Callable[[Vector], Vector]:
+        return second_order_product(self.residuals, x, self.residuals(x))  # Σ_i r_i ∇²r_i
+
     def _solver(
         self, jacobian: AbstractJacobian, metric: AbstractMetric, near: Preconditioner | None, *terms: Any
     ) -> Solve:
@@ -388,6 +391,17 @@ class LeastSquaresLoss(AbstractLoss):
 
         # T[Σ_∥] = Jᵀ Σ_k D²r[t_k, t_k] here, and S^½(H')⁺S^½Jᵀ = S Jᵀ(J S Jᵀ)⁺.
         return normal.solve_residual(sum_in_blocks(second, tangent.T, CHUNK))
+
+
+def second_order_product(
+    function: Callable[[Vector], Array], x: Vector, forces: Array
+) -> Callable[[Vector], Vector]:
+    """w ↦ Σ_i forces_i ∇²f_i(x) w for the components f_i of `function`."""
+
+    def pulled(y: Vector) -> Vector:
+        return jax.vjp(function, y)[1](forces)[0]
+
+    return lambda w: jax.jvp(pulled, (x,), (w,))[1]
 
 
 def _squares(rows: PyTree) -> PyTree:

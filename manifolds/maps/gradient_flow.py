@@ -17,8 +17,10 @@ from jaxtyping import Array, Float
 from ..losses.abstract import AbstractLoss
 from ..metrics.abstract import AbstractMetric
 from ..normal.constraints import NearbyKernel
+from .stiff_part import StiffPart, first_part, renewed_part, with_stiff_part
 
 Vector = Float[Array, " p"]
+Near = tuple[NearbyKernel | None, StiffPart | None]
 
 
 class GradientFlow(eqx.Module):
@@ -73,20 +75,23 @@ class RosenbrockFlow(dfx.AbstractAdaptiveSolver):
     def order(self, terms: Any) -> int:
         return 3
 
-    def init(self, terms: Any, t0: Any, t1: Any, y0: Vector, args: Any) -> NearbyKernel | None:
-        return self.loss.nearby(y0, self.metric)
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Vector, args: Any) -> Near:
+        return self.loss.nearby(y0, self.metric), first_part(self.loss, y0)
 
     def func(self, terms: Any, t0: Any, y0: Vector, args: Any) -> Vector:
         return terms.vf(t0, y0, args)
 
     def step(
-        self, terms: Any, t0: Any, t1: Any, y0: Vector, args: Any, solver_state: NearbyKernel | None, made_jump: Any
-    ) -> tuple[Vector, Vector, dict[str, Vector], NearbyKernel | None, dfx.RESULTS]:
+        self, terms: Any, t0: Any, t1: Any, y0: Vector, args: Any, solver_state: Near | None, made_jump: Any
+    ) -> tuple[Vector, Vector, dict[str, Vector], Near, dfx.RESULTS]:
         h = terms.contr(t0, t1)
+        near, stiff = (None, None) if solver_state is None else solver_state
         # Judged for this h: a kernel that preconditions I + γhK for short steps may no longer do so for long ones.
-        near = self.loss.renewed(solver_state, y0, self.metric, _GAMMA * h, 1.0)
+        near = self.loss.renewed(near, y0, self.metric, _GAMMA * h, 1.0)
+        stiff = renewed_part(self.loss, y0, self.metric, stiff, _GAMMA * h)
         # One factor for all four stages, which is what the single γ on the diagonal of Γ is for.
         solve = self.loss.damped_solver(y0, self.metric, _GAMMA * h, near)
+        solve = with_stiff_part(solve, self.metric, _GAMMA * h, stiff)
         u: list[Vector] = []
         for a, c in zip(_A, _C, strict=True):
             stage = y0 + sum(a_j * u_j for a_j, u_j in zip(a, u, strict=False))
@@ -96,4 +101,4 @@ class RosenbrockFlow(dfx.AbstractAdaptiveSolver):
         error = sum(m * u_i for m, u_i in zip(_M_ERROR, u, strict=True))
         # An infinite error, unlike NaN, makes the controller shorten the step.
         error = jnp.where(jnp.isfinite(error), error, jnp.inf)  # a stage that blew up: reject and shrink
-        return y1, error, {"y0": y0, "y1": y1}, near, dfx.RESULTS.successful
+        return y1, error, {"y0": y0, "y1": y1}, (near, stiff), dfx.RESULTS.successful
