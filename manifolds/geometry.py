@@ -30,19 +30,14 @@ def limit(loss: Loss, x: PyTree, metric: Any = None, *, rank: int | None = None,
     """Φ_S(x) with its report: distance travelled, residual, rank and spectrum found (a `LimitPoint`).
 
     Raises `ManifoldError` (a ValueError) if the flow does not converge, ends at a saddle, or the rank is unclear.
+    (Least squares and classification do not need the rank, which is then a finding alone, as at singular points of Γ.)
 
     Example:
         >>> found = limit(lambda x: 0.25 * (x @ x - 1) ** 2, jnp.array([2.0, 0.0]))
         >>> found.rank, found.distance
         (array(1), array(1.))
     """
-    loss, x, metric, chart = _on_coordinates(loss, x, metric)
-    # Compiled once for all callers: training, starts and returns of runs meet the same program.
-    found = compiled_limit_point(loss, x, metric, as_rank(rank, chart.size), **options)
-    # Within a transformation values cannot be looked at, and nothing is raised.
-    if not is_traced(found):
-        check_limit(found, "x")
-    return found
+    return checked_limit(*_on_coordinates(loss, x, metric)[:3], rank, **options)
 
 
 @in_working_precision
@@ -54,7 +49,8 @@ def limit_map(loss: Loss, x: PyTree, metric: Any = None, *, rank: int | None = N
         x: params; any start in the basin of Γ.
         metric: S (see `as_metric`); None for the Euclidean flow.
         rank: the rank of ∇²L on Γ; found from the spectrum if None.
-        options: `rtol=1e-8` (relative error of a step of the flow), `max_steps=10_000`.
+        options: `rtol=1e-8` (relative error of a step of the flow), `max_steps=10_000`, `shown` (a Diffrax progress
+            meter, told of every step).
 
     Returns: a pytree like x, on Γ to rounding. Differentiable in forward mode (jax.jvp, jax.jacfwd).
     Raises: `ManifoldError` (a ValueError), see `limit`.
@@ -64,10 +60,17 @@ def limit_map(loss: Loss, x: PyTree, metric: Any = None, *, rank: int | None = N
         array([1., 0.])
     """
     loss, x, metric, chart = _on_coordinates(loss, x, metric)
-    found = compiled_limit_point(loss, x, metric, as_rank(rank, chart.size), **options)
+    return chart.unravel(checked_limit(loss, x, metric, rank, **options).point)
+
+
+def checked_limit(
+    loss: AbstractLoss, x: Array, metric: AbstractMetric, rank: Any = None, *, what: str = "x", **options: Any
+) -> LimitPoint:
+    """`limit` on flat coordinates, in the precision that is set; `what` is the name of x in errors."""
+    found = compiled_limit_point(loss, x, metric, as_rank(rank, x.size), **options)
     if not is_traced(found):
-        check_limit(found, "x")
-    return chart.unravel(found.point)
+        check_limit(found, what, loss.rank_for)
+    return found
 
 
 @in_working_precision

@@ -38,6 +38,11 @@ class AbstractLoss(eqx.Module):
     def route(self) -> str:
         """How it is computed: "dense", "kernel" or "matrix_free"."""
 
+    @property
+    def rank_for(self) -> str | None:
+        """What of it needs a clear rank of H, in words; None where projections and returns do without."""
+        return None
+
     def block(self, x: Vector) -> int:
         """How many terms of a sum, samples or third-derivative products, are vectorized over."""
         return min(CHUNK, x.shape[0])

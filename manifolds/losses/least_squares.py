@@ -393,9 +393,7 @@ class LeastSquaresLoss(AbstractLoss):
         return normal.solve_residual(sum_in_blocks(second, tangent.T, CHUNK))
 
 
-def second_order_product(
-    function: Callable[[Vector], Array], x: Vector, forces: Array
-) -> Callable[[Vector], Vector]:
+def second_order_product(function: Callable[[Vector], Array], x: Vector, forces: Array) -> Callable[[Vector], Vector]:
     """w ↦ Σ_i forces_i ∇²f_i(x) w for the components f_i of `function`."""
 
     def pulled(y: Vector) -> Vector:

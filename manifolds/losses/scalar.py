@@ -39,6 +39,10 @@ class ScalarLoss(AbstractLoss):
     def route(self) -> str:
         return "dense"
 
+    @property
+    def rank_for(self) -> str:
+        return "the projector on Γ from eigenpairs of a dense Hessian"
+
     def value(self, x: Vector) -> Float[Array, ""]:
         return self.function(self.coordinates.unravel(x))
 

@@ -21,19 +21,23 @@ from .gradient_flow import GradientFlow, RosenbrockFlow
 from .return_map import gauss_newton_return, rank_on_manifold
 
 Vector = Float[Array, " p"]
+MAX_STEPS = 10_000  # of the flow, unless asked for otherwise: networks take some hundreds
 
 
 class LimitPoint(eqx.Module):
     """Φ_S(x) and what was found on the way.
 
     Attributes:
-        point: the limit, (p,).
+        point: the limit, (p,); where the flow did not come to rest, what it got to.
         distance: |Φ_S(x) − x|, Euclidean.
         residual: what is left of the loss there: |∇L|, or the largest residual of a least-squares loss.
         rank: the number m of nonzero eigenvalues of H' = S^½ H S^½ at the limit.
         spectrum: the eigenvalues of H' found, descending.
         negative_curvature: the smallest eigenvalue of H if it is negative, else 0.
         num_steps: steps of the flow solver.
+        too_long: whether they were as many as allowed, and the flow not yet at rest.
+        falling: the share by which the residual fell over the last quarter of them; 0 where that is not known, and
+            where it has long been rounding error, as before a regular minimizer it cannot be.
         converged: whether the flow came to rest and the polish converged.
         counted: whether the rank was counted from the spectrum, not given.
     """
@@ -45,6 +49,8 @@ class LimitPoint(eqx.Module):
     spectrum: Float[Array, " m"]
     negative_curvature: Float[Array, ""]
     num_steps: Int[Array, ""]
+    too_long: Bool[Array, ""]
+    falling: Float[Array, ""]
     converged: Bool[Array, ""]
     counted: bool = eqx.field(static=True)
 
@@ -67,11 +73,13 @@ def limit_point(
     rank: Int[Array, ""] | None = None,
     *,
     rtol: float = 1e-8,
-    max_steps: int = 10_000,
+    max_steps: int = MAX_STEPS,
+    shown: dfx.AbstractProgressMeter[Any] | None = None,
 ) -> LimitPoint:
     """Φ_S(x) on flat coordinates, with its report; never raises (see `check_limit`).
 
-    `rtol` is the relative error of a flow step. Runs under jit, vmap and forward-mode derivatives.
+    `rtol` is the relative error of a flow step, `shown` a meter that is told of every step (of its number alone: how
+    far a flow to t = ∞ has come is not known). Runs under jit, vmap and forward-mode derivatives.
     """
     rtol = max(rtol, 30 * float(jnp.finfo(x.dtype).eps))
     near = float(jnp.finfo(x.dtype).eps) ** 0.4  # 6e-7 in float64: its square is rounding error
@@ -92,6 +100,9 @@ def limit_point(
         stuck = jnp.linalg.norm(metric(slope)) <= jnp.abs(normal.largest) * rounding
         return (arrived & (loss.negative_curvature(y) > -1e-3 * normal.largest)) | stuck
 
+    def left(t: Any, y: Vector, args: Any) -> Float[Array, ""]:
+        return loss.residual(y)
+
     solution = dfx.diffeqsolve(
         dfx.ODETerm(GradientFlow(loss, metric)),
         RosenbrockFlow(loss, metric),
@@ -99,27 +110,32 @@ def limit_point(
         t1=jnp.inf,
         dt0=None,
         y0=x,
+        saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(t1=True), dfx.SubSaveAt(steps=max(1, max_steps // 16), fn=left)]),
         stepsize_controller=dfx.PIDController(rtol=rtol, atol=rtol),
         event=dfx.Event(at_rest),
         max_steps=max_steps,
         adjoint=dfx.ForwardMode(),
+        progress_meter=dfx.NoProgressMeter() if shown is None else shown,
         throw=False,
     )
     assert solution.ys is not None
-    end = solution.ys[-1]
+    (end,), history = solution.ys
     counted = rank is None
     rank = rank_on_manifold(loss, end, metric) if rank is None else rank
     returned = gauss_newton_return(loss, end, metric, rank)
-    at_limit = loss.normal_space(returned.point, metric)
+    rests = solution.result == dfx.RESULTS.event_occurred
+    point = jnp.where(rests, returned.point, end)
     return LimitPoint(
-        point=returned.point,
-        distance=jnp.linalg.norm(returned.point - x),
-        residual=loss.residual(returned.point),
+        point=point,
+        distance=jnp.linalg.norm(point - x),
+        residual=loss.residual(point),
         rank=rank,
-        spectrum=at_limit.values,
-        negative_curvature=loss.negative_curvature(returned.point),
+        spectrum=loss.normal_space(point, metric).values,
+        negative_curvature=loss.negative_curvature(point),
         num_steps=solution.stats["num_steps"],
-        converged=(solution.result == dfx.RESULTS.event_occurred) & returned.converged,
+        too_long=solution.result == dfx.RESULTS.max_steps_reached,
+        falling=_fall(history),
+        converged=rests & returned.converged,
         counted=counted,
     )
 
@@ -127,11 +143,14 @@ def limit_point(
 compiled_limit_point = eqx.filter_jit(limit_point)  # one cache for all who ask
 
 
-def check_limit(limit: LimitPoint, what: str = "params0") -> None:
-    """ManifoldError unless `limit` is a regular point of a manifold of minimizers; needs concrete values."""
+def check_limit(limit: LimitPoint, what: str = "params0", rank_for: str | None = "") -> None:
+    """ManifoldError unless `limit` is a point of a manifold of minimizers; needs concrete values.
+
+    `rank_for` names the formula that asks for a clear rank; None where none does, and the rank is a finding alone.
+    """
     spectrum = limit.spectrum
     finite = bool(jnp.all(jnp.isfinite(limit.point)))
-    if finite and limit.negative_curvature < 0:
+    if finite and limit.negative_curvature < 0 and not bool(limit.too_long):
         raise ManifoldError(
             f"The gradient flow from {what} ends at a saddle: the Hessian there has the eigenvalue "
             f"{float(limit.negative_curvature):.3g}. Perturb {what}."
@@ -142,15 +161,34 @@ def check_limit(limit: LimitPoint, what: str = "params0") -> None:
         raise ManifoldError(
             f"The gradient flow from {what} does not converge to a regular minimizer (residual "
             f"{float(limit.residual):.3g} after {int(limit.num_steps)} steps, distance {float(limit.distance):.3g}). "
-            "The loss may have no minimizer there, or a degenerate one (zero curvature in a normal direction); start "
-            "closer to the minimizers, or check the loss."
+            + _remedy(limit)
         )
     tolerance = rank_tolerance(spectrum.dtype)
     relative = jnp.abs(spectrum) / spectrum[0]
     unclear = spectrum[(relative > tolerance / 20) & (relative < tolerance * 10)]
-    if limit.counted and unclear.size:
+    if rank_for is not None and limit.counted and unclear.size:
+        single = "" if spectrum.dtype == jnp.float64 else ", or work in float64"
         raise ManifoldError(
             f"The rank of the Hessian where the flow from {what} ends is unclear: its spectrum runs from "
-            f"{float(spectrum[0]):.3g} without a gap through {float(unclear[0]):.3g}. Pass rank= if you know it, or "
-            "work in float64."
+            f"{float(spectrum[0]):.3g} without a gap through {float(unclear[0]):.3g}"
+            + (f", and {rank_for} needs it. " if rank_for else ". ")
+            + f"Pass rank= if you know it{single}."
         )
+
+
+def _remedy(limit: LimitPoint) -> str:
+    if bool(limit.too_long) and limit.falling > 0.05:
+        share = f"{100 * float(limit.falling):.0f} %"
+        return f"It still fell, over the last quarter of the steps allowed by {share}: raise max_steps."
+    return (
+        "The loss may have no minimizer there, or a degenerate one (zero curvature in a normal direction); start "
+        "closer to the minimizers, or check the loss."
+    )
+
+
+def _fall(history: Float[Array, " T"]) -> Float[Array, ""]:
+    """By how much of itself the residual fell over the last four of the times at which it was noted (inf: not yet)."""
+    last = jnp.sum(jnp.isfinite(history)) - 1
+    before, now = history[jnp.maximum(last - 4, 0)], history[jnp.maximum(last, 0)]
+    known = (last >= 4) & (now > jnp.finfo(now.dtype).eps * history[0])
+    return jnp.where(known, 1 - now / jnp.where(known, before, 1), 0)

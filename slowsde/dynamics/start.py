@@ -9,13 +9,15 @@ from jaxtyping import Array, PyTree
 
 import manifolds as mf
 from manifolds.geometry import limit_map
-from manifolds.maps.limit_map import LimitPoint, as_rank, check_limit, compiled_limit_point
+from manifolds.maps.limit_map import MAX_STEPS, LimitPoint, as_rank, check_limit, compiled_limit_point
 from manifolds.normal.normal_space import rank_tolerance
 from manifolds.support.coordinates import Coordinates
 from manifolds.support.precision import cast, working_precision
 
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
+from ..support.arguments import check_max_steps
+from ..support.progress import step_meter
 from . import checks
 from .slow_sde import SlowSDE, equilibrium
 from .solvers.state import SlowState
@@ -29,21 +31,27 @@ def to_manifold(
     route: str | Route = "auto",
     rank: int | None = None,
     dtype: Any = "float64",
+    max_steps: int = MAX_STEPS,
+    progress: bool | None = None,
 ) -> PyTree:
     """Φ_S(params): train `params` to the manifold of minimizers of a problem by its preconditioned gradient flow.
 
     `manifolds.limit_map` by the problem's own route. `metric` is S (None: plain gradient flow, see
-    `manifolds.as_metric`). Raises `manifolds.ManifoldError` (a ValueError) where the flow reaches no regular minimizer.
+    `manifolds.as_metric`), `max_steps` a bound on the steps of the flow, `progress` whether they are counted on stderr
+    (None: if it is a terminal). Raises `manifolds.ManifoldError` (a ValueError) where the flow reaches no minimizer
+    that has a manifold around it; least squares and classification may end at a singular point of theirs.
 
     Example:
         >>> start = to_manifold(problem, params0)
     """
+    check_max_steps(max_steps)
     with working_precision(dtype) as precision:
         problem, params, metric = cast((problem, params, metric), precision)
         chart = Coordinates.of(params)
         if metric is None:  # as a diagonal, so that what is compiled here serves Adam's metric too
             metric = mf.Diagonal(jnp.ones(chart.size, precision))
-        return limit_map(problem.flat_loss(chart, route), params, metric, rank=rank, dtype=precision)
+        options = {"max_steps": max_steps, "shown": step_meter("to_manifold", progress, max_steps), "what": "params"}
+        return limit_map(problem.flat_loss(chart, route), params, metric, rank=rank, dtype=precision, **options)
 
 
 def initial_state(sde: SlowSDE, x0: Array, v0: PyTree, t0: float) -> PyTree:
@@ -67,13 +75,13 @@ def initial_state(sde: SlowSDE, x0: Array, v0: PyTree, t0: float) -> PyTree:
 
 
 def start_on_manifold(
-    sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None, t0: float = 0.0
+    sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None, t0: float = 0.0, **options: Any
 ) -> tuple[SlowState, LimitPoint, PyTree]:
-    """Φ_{S(v0)}(x0), checked, with the slow SDE on Γ at its rank and the state v0 there."""
+    """Φ_{S(v0)}(x0), checked, with the slow SDE at its rank and the state v0 there; for `options` see `limit_map`."""
     v0 = initial_state(sde, x0, v0, t0)
     # In the metric of v0 at params0: the first O(1/η) steps fall onto Γ before v moves on the slow clock.
-    start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
-    check_limit(start)
+    start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size), **options)
+    check_limit(start, rank_for=rank_for(sde))
     _check_interpolation(sde, start)
     if int(start.rank) == x0.size:
         raise ValueError(
@@ -86,12 +94,19 @@ def start_on_manifold(
     # Relative to the smallest one at the start: H' of Adam spreads over many decades, and a floor relative to λ_max
     # would call its small ones lost.
     floor = rank_tolerance(x0.dtype) * start.spectrum[start.rank - 1]
-    if not sde.diffuses and isinstance(sde.loss, mf.LeastSquaresLoss):
+    if rank_for(sde) is None:
         # Sparse ends are singular points of Γ. There a flow that interpolates goes on along what is left of Γ: the rank
         # is counted anew at every step, and the saved ranks tell.
         return SlowState(sde, jnp.full_like(floor, -jnp.inf)), start, v0
     sde = eqx.tree_at(lambda s: s.rank, sde, start.rank, is_leaf=lambda leaf: leaf is None)
     return SlowState(sde, floor), start, v0
+
+
+def rank_for(sde: SlowSDE) -> str | None:
+    """What of the slow SDE needs a clear rank of H, in words; None for label noise by residuals, which needs none."""
+    if sde.diffuses:
+        return "noise that diffuses (its Lyapunov weights 1/(λ_i + λ_j) and Itô term)"
+    return sde.loss.rank_for
 
 
 def _check_interpolation(sde: SlowSDE, start: LimitPoint) -> None:

@@ -1,6 +1,5 @@
 """Run the real optimizer: many discrete runs on the slow clock, to hold against the slow SDE."""
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from manifolds.metrics.abstract import AbstractMetric
 from ..dynamics.ensemble import block_size, map_paths, map_points
 from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE
+from ..dynamics.start import rank_for
 from ..metrics.sharpness import adaptive_sharpness
 from ..optimizers.agm import AGM
 from ..optimizers.sgd import sgd
@@ -200,7 +200,7 @@ def _at_rank(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> SlowSDE:
     start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
     counts = sde.crosses_singular_points
     try:
-        check_limit(dataclasses.replace(start, counted=start.counted and not counts))
+        check_limit(start, rank_for=rank_for(sde))
     except ValueError as error:
         error.add_note("To run the optimizer without returning its iterates to a manifold, pass project=False.")
         raise

@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from manifolds.maps.limit_map import LimitPoint
+from manifolds.maps.limit_map import MAX_STEPS, LimitPoint
 from manifolds.support.precision import to_numpy
 
 from ..dynamics.diffusion import falling_time, solve_sde, step_grid
@@ -26,6 +26,7 @@ from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
 from ..support import arguments
+from ..support.progress import step_meter
 from .frame import Outcome, Request, blanked, request, run
 from .trajectory import Trajectory
 
@@ -80,7 +81,7 @@ def simulate(
         dt: step of "euler" in slow time; None for (t1 − t0)/1000.
         rtol: tolerance of the adaptive solvers, relative to each parameter and to their root mean square.
         tol: with t1=inf, how still is stationary: `stats["stillness"]`, without units, see `SlowSDE.stillness`.
-        max_steps: bound on its steps.
+        max_steps: bound on its steps; a tenth of it, but 10 000 at least, bounds those of the way to Γ.
         route: a `Route` or its name: "dense", "kernel" or "matrix_free" (least squares, classification) or "auto".
         rank: the rank of the Hessian on Γ; None to find it.
         dtype: "float64" or "float32".
@@ -128,9 +129,11 @@ def _slow_paths(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, method: 
     check_solver(method.solver, sde)
     if asked.endless:
         check_rest(sde, method.solver)
-    # After the checks: the way to Γ may be the longest part of a run.
     given = v0 is not None
-    slow, start, v0 = start_on_manifold(sde, x0, v0, asked.rank, asked.t0)
+    most = max(MAX_STEPS, method.max_steps // 10)
+    shown = step_meter("to the manifold", asked.progress, most)
+    # After the checks: the way to Γ may be the longest part of a run.
+    slow, start, v0 = start_on_manifold(sde, x0, v0, asked.rank, asked.t0, max_steps=most, shown=shown)
     state0, about = slow.initial(start.point, v0), _about_start(slow.sde, x0, start, v0)
     if given:
         about |= _about_state(slow, state0)

@@ -58,6 +58,12 @@ def check_concrete(name: str, *trees: PyTree) -> None:
         )
 
 
+def check_max_steps(max_steps: Any) -> None:
+    """ValueError unless max_steps is a positive integer."""
+    if not is_integer(max_steps) or max_steps < 1:
+        raise ValueError(f"max_steps={max_steps!r} must be a positive integer.")
+
+
 def check_paths(paths: Any, name: str = "paths") -> int:
     """ValueError unless paths is a positive integer."""
     if not is_integer(paths) or paths < 1:

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 PATIENCE = 2.0  # seconds before anything is shown
 STEP = 0.01  # the fraction of a run between reports
+COUNTED = 50  # steps between reports of a run that counts them
 _started: dict[str, float] = {}
 
 
@@ -70,6 +71,45 @@ def meter(name: str, progress: bool | None) -> dfx.AbstractProgressMeter[Any]:
         return dfx.NoProgressMeter()
     _started[name] = time.monotonic()
     return ProgressMeter(name)
+
+
+class StepMeter(dfx.AbstractProgressMeter[Array]):
+    """Shows "name  1200 of at most 10000 steps  12 s": for a flow to t = ∞, whose share done is not known."""
+
+    name: str = eqx.field(static=True)
+    most: int = eqx.field(static=True)
+
+    def init(self) -> Array:
+        return jnp.zeros((), int)
+
+    def step(self, state: Array, progress: Any) -> Array:
+        count = eqxi.unvmap_max(state) + 1
+
+        def report(count: Any) -> np.ndarray:
+            self._show(int(np.max(count)))
+            return np.asarray(count)
+
+        return jax.lax.cond(
+            eqxi.nonbatchable(count % COUNTED == 0),
+            lambda count: jax.pure_callback(report, count, count, vmap_method="expand_dims"),
+            lambda count: count,
+            count,
+        )
+
+    def close(self, state: Array) -> None:
+        io_callback(lambda count: self._show(int(np.max(count)), "\n"), None, eqxi.unvmap_max(state))
+
+    def _show(self, count: int, end: str = "") -> None:
+        seconds = time.monotonic() - _started.get(self.name, time.monotonic())
+        if seconds > PATIENCE:
+            line = f"\r{self.name} {count} of at most {self.most} steps  {seconds:5.0f} s"
+            print(line, end=end, file=sys.stderr, flush=True)
+
+
+def step_meter(name: str, progress: bool | None, most: int) -> dfx.AbstractProgressMeter[Any]:
+    """The meter of a flow to t = ∞ of at most so many steps, see `meter`."""
+    shown = meter(name, progress)
+    return StepMeter(name, most) if isinstance(shown, ProgressMeter) else shown
 
 
 def part_of(shown: dfx.AbstractProgressMeter[Any], before: Any, span: Any) -> dfx.AbstractProgressMeter[Any]:
