@@ -21,7 +21,7 @@ class StationaryPoint:
         params: the point of Γ, a pytree like the parameters.
         v: the optimizer state there.
         metrics: name -> number.
-        t: the slow time at which it was reached.
+        t: the slow time at which the flow was nearly still; plain implicit steps found the last digits from there.
         speed: |dζ/dt|_{S⁻¹} left there, 0 at an exact stationary point.
         stillness: the same without units, see `SlowSDE.stillness`.
         trajectory: the flow that led there.
@@ -44,8 +44,8 @@ def stationary_point(
     That is `simulate(..., t1=inf)`, whose other arguments (`v0`, `tol`, `rtol`, `max_steps`, `route`, ...) it takes.
 
     Raises: ValueError on bad input and where the noise diffuses, so that nothing comes to rest; `RunError`
-        (NOT_STATIONARY) with what there was if the flow still moves after `max_steps`. Some ends are approached
-        so slowly that a larger `tol`, such as 1e-4, is all that can be had in a reasonable time.
+        (NOT_STATIONARY) with what there was if the flow still moves after `max_steps`, and (ESCAPES) if it has no rest
+        but leaves for infinity; `stats["leaving"]` says along which leaves.
 
     Example:
         >>> stationary_point(problem, adam(c=10.0, eps=1e-6), params0, metrics=("trace_hessian",)).metrics
