@@ -76,9 +76,8 @@ def _turned(loss: AbstractLoss, x: Vector, metric: AbstractMetric, part: StiffPa
     small = part.basis.T @ images
     values, vectors = jnp.linalg.eigh((small + small.T) / 2)
     factor = metric.inv_sqrt(part.basis @ (vectors * jnp.sqrt(jnp.maximum(values, 0))))
-    # The shift favours positive curvature, and keeps the directions where R vanishes.
-    shift = jnp.max(jnp.abs(values)) / 2 + jnp.finfo(x.dtype).tiny ** 0.5
-    basis = jnp.linalg.qr(images + shift * part.basis)[0]
+    keep = jnp.finfo(x.dtype).tiny ** 0.5 * part.basis  # where R vanishes
+    basis = jnp.linalg.qr(images + keep)[0]
     return StiffPart(basis, factor, values[-1], jnp.zeros_like(part.age))
 
 
