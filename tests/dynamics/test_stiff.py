@@ -10,7 +10,7 @@ import pytest
 import manifolds as mf
 import slowsde as ss
 from manifolds.support.coordinates import Coordinates, ravel
-from slowsde.dynamics.slow_sde import SlowSDE, slow_sde
+from slowsde.dynamics.slow_sde import SlowSDE, StepFrame, slow_sde
 
 D, N, SPARSE = 100, 50, 5
 RNG = np.random.default_rng(0)
@@ -85,12 +85,12 @@ def test_the_damping_is_the_second_derivative_along_the_manifold() -> None:
         multipliers = jnp.linalg.solve(kernel, rows @ metric(jax.grad(sharpness)(x)))
         held = jnp.diagonal(jax.hessian(lambda y: multipliers @ loss.residuals(y))(x))
         exact = jnp.diagonal(jax.hessian(sharpness)(x)) - held
-        h, frame = 0.3, (multipliers, None)
+        h, frame = 0.3, StepFrame(multipliers, None)
         damped = sde.damped_constraints(x, metric, 0.0, jnp.asarray(h), frame).metric.entries()
         np.testing.assert_allclose(1 / damped, 1 / metric.entries() + h * jnp.maximum(exact, 0), rtol=1e-9)
         assert np.max(np.abs(held)) > 0.1 * np.max(np.abs(exact))
         # The frame's own multipliers hold in the metric of a step, which is this one for a step of no length.
-        own = sde.implicit_frame(x, metric, 0.0, jnp.asarray(0.0))[0]
+        own = sde.implicit_frame(x, metric, 0.0, jnp.asarray(0.0)).multipliers
         np.testing.assert_allclose(own, multipliers, rtol=1e-6, atol=1e-8)
 
 
