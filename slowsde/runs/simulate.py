@@ -161,8 +161,9 @@ def _about_start(sde: SlowSDE, x0: Array, start: LimitPoint, v0: PyTree) -> dict
     rank = int(start.rank)
     about = {"rank": rank, "spectrum": np.asarray(start.spectrum)[:rank], "start_distance": float(start.distance)}
     near = float(jnp.finfo(x0.dtype).eps) ** 0.4 * (1 + float(jnp.linalg.norm(x0)))
+    # Computed on Γ too, where it says nothing: a start that differs in numbers only is to compile nothing.
+    shares, rates = to_numpy(start_shares(sde, x0, start.point, v0))
     if start.distance > near:
-        shares, rates = to_numpy(start_shares(sde, x0, start.point, v0))
         about |= {"start_shares": shares, "start_eigenvalues": rates}
     return about | sde.noise_report(start.point)
 

@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 SIZE = 24
 DIRECTIONS = np.linalg.qr(RNG.normal(size=(SIZE, 5)))[0].T
 STIFFNESS = np.array([4e3, 2e3, 1e3, 50.0])
-START = 3 * DIRECTIONS[0] + np.sin(3) * DIRECTIONS[1:].sum(0) 
+START = 3 * DIRECTIONS[0] + np.sin(3) * DIRECTIONS[1:].sum(0)
 
 
 def predict(x, z):
