@@ -143,13 +143,13 @@ def _to_rest(
     escapes = left(ending.time, ending.state)
     if last is None:
         return Rest(ending, _stillness(slow, ending.time, ending.state, state0), escapes)
-    state, stillness, steps = _continued(slow, last, ending, state0, tol)
+    state, stillness, steps = _continued(slow, last, ending, state0, nearly, tol)
     ending = eqx.tree_at(lambda e: (e.state, e.steps), ending, (state, ending.steps + steps))
     return Rest(ending, stillness, escapes)
 
 
 def _continued(
-    slow: SlowState, chosen: Chosen, ending: Ending, state0: State, tol: Array
+    slow: SlowState, chosen: Chosen, ending: Ending, state0: State, nearly: Array, tol: Array
 ) -> tuple[State, Array, Array]:
     """Plain implicit steps from where the flow is nearly still: the state, its stillness, and their number."""
     solver, t = ExtrapolatedImplicit(slow, tol, coupled=chosen.coupled), ending.time
@@ -170,9 +170,11 @@ def _continued(
         state = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, state)
         return state, h, jnp.where(taken, after, stillness), count + 1
 
-    start = ending.state, 0.1 * crossing, _stillness(slow, t, ending.state, state0), jnp.asarray(0)
-    state, _, stillness, count = jax.lax.while_loop(unfinished, step, start)
-    return state, stillness, count
+    stillness = _stillness(slow, t, ending.state, state0)
+    # From anywhere else they would come to rest as well, in a basin that the flow has not chosen.
+    begun = jnp.where(stillness <= nearly, 0, CONTINUED)
+    state, _, stillness, count = jax.lax.while_loop(unfinished, step, (ending.state, 0.1 * crossing, stillness, begun))
+    return state, stillness, count - begun
 
 
 def _stillness(slow: SlowState, t: Any, state: State, start: State) -> Array:
