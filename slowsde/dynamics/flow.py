@@ -81,13 +81,11 @@ def chosen_solver(slow: SlowState, state: State, solver: str) -> Chosen:
     """
     sde, x = slow.sde, state[0]
     if not sde.has_sharpness or solver == "tsit5":
-        if solver == "implicit":
-            raise ValueError("solver='implicit' needs noise with Σ = αH, such as label noise of one std; use 'auto'.")
         return Chosen("tsit5")
     metric = sde.metric(slow.v(state))
     diagonal = metric.damped(jnp.zeros_like(x)) is not None
     whole = eqx.filter_eval_shape(lambda m: sde.loss.metric_hessian(x, m), metric) is not None
-    if whole and not (diagonal and not bool(_couples(slow, state))):
+    if whole and (not diagonal or bool(_couples(slow, state))):
         return Chosen("implicit", coupled=True)
     if diagonal:
         return Chosen("implicit")

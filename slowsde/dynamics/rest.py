@@ -33,7 +33,7 @@ class Rest(NamedTuple):
     """Where a flow ended, and why there."""
 
     ending: Ending  # without a leading axis
-    stillness: Array
+    still: Array  # whether it is stationary there
     escapes: Array  # whether it leaves for infinity
 
 
@@ -41,17 +41,18 @@ def follow_to_rest(
     slow: SlowState, state0: State, t0: float, count: int, method: Method, shown: dfx.AbstractProgressMeter[Any]
 ) -> Solved:
     """The slow ODE until it is stationary, saved at `count` times of the way, the last of them its end."""
-    rest = solve_to_rest(slow, state0, t0, method)
+    chosen = chosen_solver(slow, state0, method.solver)
+    rest = solve_to_rest(slow, state0, t0, method, chosen)
     t1 = float(rest.ending.time)
     times = graded_times(t0, t1, count)
     if count == 2:  # nothing between start and end is asked for
-        found = _start_and_end(slow, state0, rest.ending, times, chosen_solver(slow, state0, method.solver))
+        found = _start_and_end(slow, state0, rest.ending, times, chosen)
     else:
         # Over the same stretch, but with ends of steps on the saved times.
         found = follow(slow, state0, times, (t0, t1), method._replace(max_steps=2 * method.max_steps + count), shown)
         found = found._replace(saved=_with_last(slow, found.saved, rest.ending.state))
-    still = bool(rest.stillness <= max(method.tol, 1e3 * float(jnp.finfo(state0[0].dtype).eps)))
-    verdict = Result.SUCCESS if still else Result.ESCAPES if bool(rest.escapes) else Result.NOT_STATIONARY
+    moving = Result.ESCAPES if bool(rest.escapes) else Result.NOT_STATIONARY
+    verdict = Result.SUCCESS if bool(rest.still) else moving
     about = found.stats | (_direction(slow, state0, rest.ending.state) if verdict == Result.ESCAPES else {})
     return found._replace(verdict=verdict, stats=about)
 
@@ -83,11 +84,11 @@ def _start_and_end(slow: SlowState, state0: State, ending: Ending, times: np.nda
     return Solved(times, saved, jax.tree.map(lambda leaf: leaf[None], ending), chosen.stats())
 
 
-def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method) -> Rest:
+def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, chosen: Chosen) -> Rest:
     """The slow ODE until it is stationary to `tol` (see `SlowSDE.stillness`), leaves, or takes too long."""
     dtype = state0[0].dtype
     rtol, tol = above_rounding(method.rtol, dtype), max(method.tol, 1e3 * float(jnp.finfo(dtype).eps))
-    last = chosen_solver(slow, state0, "auto")
+    last = chosen_solver(slow, state0, "auto") if chosen.name == "tsit5" else chosen
     implicit = last.name == "implicit"
     # A flow without an implicit step has nothing but a tighter tolerance to come to rest by.
     nearly = max(tol, NEARLY * rtol) if implicit else tol
@@ -97,7 +98,7 @@ def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method) -> 
         slow,
         state0,
         *numbers,
-        chosen=chosen_solver(slow, state0, method.solver),
+        chosen=chosen,
         last=last if implicit else None,
         max_steps=method.max_steps,
     )
@@ -142,10 +143,10 @@ def _to_rest(
     ending = ending_of(solution, solution.ts[-1], jax.tree.map(lambda leaf: leaf[-1], solution.ys))
     escapes = left(ending.time, ending.state)
     if last is None:
-        return Rest(ending, _stillness(slow, ending.time, ending.state, state0), escapes)
+        return Rest(ending, _stillness(slow, ending.time, ending.state, state0) <= tol, escapes)
     state, stillness, steps = _continued(slow, last, ending, state0, nearly, tol)
     ending = eqx.tree_at(lambda e: (e.state, e.steps), ending, (state, ending.steps + steps))
-    return Rest(ending, stillness, escapes)
+    return Rest(ending, stillness <= tol, escapes)
 
 
 def _continued(

@@ -12,7 +12,6 @@ class Result(enum.IntEnum):
     NON_FINITE = 3
     MAX_STEPS = 4  # too many steps: the flow is too stiff for the solver
     NOT_STATIONARY = 5  # with t1 = inf: max_steps came before the flow was stationary
-
     ESCAPES = 7  # with t1 = inf: the flow leaves for infinity, so that there is no rest
 
     def explain(self, label: str = "slow") -> str:

@@ -57,10 +57,17 @@ class SlowSDE(eqx.Module):
         return self._noise.diffuses(self.problem)
 
     @property
+    def rank_for(self) -> str | None:
+        """What asks for a clear rank of H, in words; None for label noise by residuals, which never does."""
+        if self.diffuses:
+            return "noise that diffuses (its Lyapunov weights 1/(λ_i + λ_j) and Itô term)"
+        return self.loss.rank_for
+
+    @property
     def crosses_singular_points(self) -> bool:
         """Whether the motion goes on through singular points of Γ, such as sparse ends, where the rank of H falls: a
         flow that interpolates never asks for the rank, which is then a finding."""
-        return not self.diffuses and isinstance(self.loss, mf.LeastSquaresLoss)
+        return self.rank_for is None
 
     @property
     def has_sharpness(self) -> bool:

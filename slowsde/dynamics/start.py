@@ -81,7 +81,7 @@ def start_on_manifold(
     v0 = initial_state(sde, x0, v0, t0)
     # In the metric of v0 at params0: the first O(1/η) steps fall onto Γ before v moves on the slow clock.
     start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size), **options)
-    check_limit(start, rank_for=rank_for(sde))
+    check_limit(start, rank_for=sde.rank_for)
     _check_interpolation(sde, start)
     if int(start.rank) == x0.size:
         raise ValueError(
@@ -94,19 +94,12 @@ def start_on_manifold(
     # Relative to the smallest one at the start: H' of Adam spreads over many decades, and a floor relative to λ_max
     # would call its small ones lost.
     floor = rank_tolerance(x0.dtype) * start.spectrum[start.rank - 1]
-    if rank_for(sde) is None:
+    if sde.crosses_singular_points:
         # Sparse ends are singular points of Γ. There a flow that interpolates goes on along what is left of Γ: the rank
         # is counted anew at every step, and the saved ranks tell.
         return SlowState(sde, jnp.full_like(floor, -jnp.inf)), start, v0
     sde = eqx.tree_at(lambda s: s.rank, sde, start.rank, is_leaf=lambda leaf: leaf is None)
     return SlowState(sde, floor), start, v0
-
-
-def rank_for(sde: SlowSDE) -> str | None:
-    """What of the slow SDE needs a clear rank of H, in words; None for label noise by residuals, which needs none."""
-    if sde.diffuses:
-        return "noise that diffuses (its Lyapunov weights 1/(λ_i + λ_j) and Itô term)"
-    return sde.loss.rank_for
 
 
 def _check_interpolation(sde: SlowSDE, start: LimitPoint) -> None:

@@ -16,7 +16,6 @@ from manifolds.metrics.abstract import AbstractMetric
 from ..dynamics.ensemble import block_size, map_paths, map_points
 from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE
-from ..dynamics.start import rank_for
 from ..metrics.sharpness import adaptive_sharpness
 from ..optimizers.agm import AGM
 from ..optimizers.sgd import sgd
@@ -198,13 +197,12 @@ def _at_rank(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> SlowSDE:
     A ManifoldError there comes early.
     """
     start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
-    counts = sde.crosses_singular_points
     try:
-        check_limit(start, rank_for=rank_for(sde))
+        check_limit(start, rank_for=sde.rank_for)
     except ValueError as error:
         error.add_note("To run the optimizer without returning its iterates to a manifold, pass project=False.")
         raise
-    if counts:
+    if sde.crosses_singular_points:
         # Sparse ends: eigenvalues that were regular at the start die on the way, and landing with the rank of the start
         # would divide by what is left of them. Every landing counts its own.
         return sde
