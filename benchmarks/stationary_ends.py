@@ -3,8 +3,9 @@
     python benchmarks/stationary_ends.py
 
 Truths: u = v = 1 for uv = 1 (u = v = w = 1 for uvw = 1); linear programming for SGD on diagonal networks (basis
-pursuit); the nuclear norm for SGD on a factorization of which all entries are observed, tr H = 2√(d1 d2)‖M‖_*/n. "-"
-where there is none.
+pursuit, with ω/2 added to the weights of its norm under weight decay); for SGD on L factors of a d×d matrix of rank one
+of which all entries are observed, the least tr H = L d^{2/L} ‖M‖_*^{2−2/L} / n; ‖w‖² = α tr H / 2ω for weights w of no
+scale with weight decay. "-" where there is none.
 Seconds are those of a second call, which compiles nothing.
 """
 
@@ -35,12 +36,12 @@ def monomial(names: str) -> tuple[ss.LeastSquares, dict[str, Any], Any]:
     return problem, start, lambda p: max(abs(float(p[n]) - 1) for n in names)
 
 
-def pursuit(seed: int, truth: bool) -> tuple[ss.LeastSquares, dict[str, Any], Any]:
+def pursuit(seed: int, truth: bool, decay: float = 0.0) -> tuple[ss.LeastSquares, dict[str, Any], Any]:
     rng = np.random.default_rng(seed)
     inputs, w = rng.normal(size=(12, 30)), np.zeros(30)
     w[:3] = rng.normal(size=3)
-    # tr H weighs the coordinates: it is Σ_j (mean of z_j²) |w_j| that SGD minimizes.
-    scale = np.mean(inputs**2, axis=0)
+    # tr H weighs the coordinates: SGD minimizes Σ_j (mean of z_j² + ω/2) |w_j|, as |w_j| is the least u² + v².
+    scale = np.mean(inputs**2, axis=0) + decay / 2
     found = linprog(np.r_[scale, scale], A_eq=np.c_[inputs, -inputs], b_eq=inputs @ w, bounds=(0, None), method="highs")
     best = found.x[:30] - found.x[30:]
     problem = ss.LeastSquares(lambda p, z: z @ (p["u"] ** 2 - p["v"] ** 2), inputs, inputs @ w, ss.LabelNoise(1.0))
@@ -56,12 +57,24 @@ def factorization(depth: int, size: int, full: bool) -> tuple[ss.LeastSquares, A
     targets = np.einsum("nij,ij->n", inputs, matrix)
     problem = ss.LeastSquares(lambda p, a: jnp.sum(a * product(p)), inputs, targets, ss.LabelNoise(1.0))
     start = [rng.normal(size=(size, size)) / np.sqrt(size) for _ in range(depth)]
-    trace = 2 * size * np.linalg.norm(matrix, "nuc") / len(inputs)
+    trace = depth * size ** (2 / depth) * np.linalg.norm(matrix, "nuc") ** (2 - 2 / depth) / len(inputs)
 
     def off(params: Any) -> float:
         return abs(float(ss.metrics.trace_hessian(problem, params)) / trace - 1)
 
-    return problem, start, off if full and depth == 2 else None
+    return problem, start, off if full else None
+
+
+def unit_sphere() -> tuple[ss.LeastSquares, Any, Any]:
+    """Weights that enter by their direction alone, with weight decay 0.1: noise drives them out, decay back."""
+    rng = np.random.default_rng(5)
+    inputs, targets = rng.normal(size=(3, 6)), 0.2 * rng.normal(size=3)
+    problem = ss.LeastSquares(lambda w, z: z @ w / jnp.linalg.norm(w), inputs, targets, ss.LabelNoise(1.0))
+
+    def off(w: Any) -> float:
+        return abs(2 * 0.1 * float(w @ w) / float(ss.metrics.trace_hessian(problem, w)) - 1)
+
+    return problem, rng.normal(size=6), off
 
 
 def network() -> tuple[ss.LeastSquares, Any, Any]:
@@ -92,9 +105,10 @@ ENDS = {
             "Adam": ss.adam(c=2.0, eps=1e-4),
             "AdamE, λ = ¼": ss.adame(c=2.0, lam=0.25, eps=1e-4),
             "AdamE, λ = ¾": ss.adame(c=2.0, lam=0.75, eps=1e-4),
-            "SGD, ω = 0.1": ss.sgd(weight_decay=0.1),
         },
     ),
+    "pursuit 0, decayed": (pursuit(0, True, 0.1), {"SGD, ω = 0.1": ss.sgd(weight_decay=0.1)}),
+    "direction of w": (unit_sphere(), {"SGD, ω = 0.1": ss.sgd(weight_decay=0.1)}),
     "W1 W0, 6×6, all entries": (factorization(2, 6, True), {"SGD": ss.sgd()}),
     "W1 W0, 8×8, 24 of 64": (
         factorization(2, 8, False),
@@ -104,7 +118,7 @@ ENDS = {
             "Shampoo": ss.shampoo(c=1.0, eps=1e-3),
         },
     ),
-    "five 5×5": (factorization(5, 5, False), {"SGD": ss.sgd(), "Adam, ε = 1e-4": ss.adam(c=1.0, eps=1e-4)}),
+    "five 4×4, all entries": (factorization(5, 4, True), {"SGD": ss.sgd(), "Adam, ε = 1e-4": ss.adam(c=1.0, eps=1e-4)}),
     "tanh network": (network(), {"SGD": ss.sgd(), "Adam": ss.adam(c=1.0, eps=1e-3)}),
     "classification": (classifier(), {"SGD": ss.sgd(), "Adam": ss.adam(c=1.0, eps=1e-2)}),
 }

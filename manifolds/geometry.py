@@ -69,7 +69,7 @@ def checked_limit(
     """`limit` on flat coordinates, in the precision that is set; `what` is the name of x in errors."""
     found = compiled_limit_point(loss, x, metric, as_rank(rank, x.size), **options)
     if not is_traced(found):
-        check_limit(found, what, loss.rank_for)
+        check_limit(found, loss, metric, what)
     return found
 
 

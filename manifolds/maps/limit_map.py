@@ -18,6 +18,7 @@ from ..metrics.abstract import AbstractMetric
 from ..normal.normal_space import rank_tolerance
 from ..support.precision import is_traced
 from .gradient_flow import GradientFlow, RosenbrockFlow
+from .kinks import find_kink
 from .return_map import gauss_newton_return, rank_on_manifold
 
 Vector = Float[Array, " p"]
@@ -143,13 +144,20 @@ def limit_point(
 compiled_limit_point = eqx.filter_jit(limit_point)  # one cache for all who ask
 
 
-def check_limit(limit: LimitPoint, what: str = "params0", rank_for: str | None = "") -> None:
-    """ManifoldError unless `limit` is a point of a manifold of minimizers; needs concrete values.
+def check_limit(
+    limit: LimitPoint,
+    loss: AbstractLoss,
+    metric: AbstractMetric,
+    what: str = "params0",
+    rank_for: str | None = None,
+) -> None:
+    """ManifoldError unless `limit` is a point of a manifold of minimizers of `loss`; needs concrete values.
 
-    `rank_for` names the formula that asks for a clear rank; None where none does, and the rank is a finding alone.
+    `rank_for` names a formula that asks for a clear rank; where none does, nor the loss, the rank is a finding alone.
     """
+    rank_for = rank_for or loss.rank_for
     spectrum = limit.spectrum
-    finite = bool(jnp.all(jnp.isfinite(limit.point)))
+    finite = _finite(limit)
     if finite and limit.negative_curvature < 0 and not bool(limit.too_long):
         raise ManifoldError(
             f"The gradient flow from {what} ends at a saddle: the Hessian there has the eigenvalue "
@@ -161,7 +169,7 @@ def check_limit(limit: LimitPoint, what: str = "params0", rank_for: str | None =
         raise ManifoldError(
             f"The gradient flow from {what} does not converge to a regular minimizer (residual "
             f"{float(limit.residual):.3g} after {int(limit.num_steps)} steps, distance {float(limit.distance):.3g}). "
-            + _remedy(limit)
+            + _remedy(limit, loss, metric)
         )
     tolerance = rank_tolerance(spectrum.dtype)
     relative = jnp.abs(spectrum) / spectrum[0]
@@ -171,12 +179,14 @@ def check_limit(limit: LimitPoint, what: str = "params0", rank_for: str | None =
         raise ManifoldError(
             f"The rank of the Hessian where the flow from {what} ends is unclear: its spectrum runs from "
             f"{float(spectrum[0]):.3g} without a gap through {float(unclear[0]):.3g}"
-            + (f", and {rank_for} needs it. " if rank_for else ". ")
-            + f"Pass rank= if you know it{single}."
+            f", and {rank_for} needs it. Pass rank= if you know it{single}."
         )
 
 
-def _remedy(limit: LimitPoint) -> str:
+def _remedy(limit: LimitPoint, loss: AbstractLoss, metric: AbstractMetric) -> str:
+    kink = find_kink(loss, limit.point, metric(loss.gradient(limit.point))) if _finite(limit) else None
+    if kink is not None:
+        return f"Near it {kink.explain()}."
     if bool(limit.too_long) and limit.falling > 0.05:
         share = f"{100 * float(limit.falling):.0f} %"
         return f"It still fell, over the last quarter of the steps allowed by {share}: raise max_steps."
@@ -184,6 +194,10 @@ def _remedy(limit: LimitPoint) -> str:
         "The loss may have no minimizer there, or a degenerate one (zero curvature in a normal direction); start "
         "closer to the minimizers, or check the loss."
     )
+
+
+def _finite(limit: LimitPoint) -> bool:
+    return bool(jnp.all(jnp.isfinite(limit.point)))
 
 
 def _fall(history: Float[Array, " T"]) -> Float[Array, ""]:

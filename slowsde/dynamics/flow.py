@@ -1,5 +1,6 @@
 """The slow ODE of noise that does not diffuse, with adaptive steps."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import diffrax as dfx
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .solve import Ending, Method, Saved, Solved, solve_path
+from .solve import Ending, Method, Saved, Solved, kink_of, solve_path
 from .solvers.explicit import ReturningSolver
+from .solvers.impatient import ENDLESS, PATIENCE, ImpatientController
 from .solvers.implicit import ExtrapolatedImplicit
 from .solvers.landing import LandingController
 from .solvers.state import SlowFlow, SlowState, State
@@ -36,7 +38,8 @@ def follow(
         10 * jnp.finfo(dtype).eps * (interval[1] - interval[0]) * jnp.minimum(1, start_contrast(slow, state0) ** -2)
     )
     # Numbers as arrays: one compilation serves all.
-    saved, ending = _flow(
+    solve = partial(
+        _flow,
         slow,
         state0,
         jnp.asarray(times, dtype),
@@ -47,6 +50,9 @@ def follow(
         max_steps=method.max_steps,
         shown=shown,
     )
+    saved, ending = solve(jnp.asarray(PATIENCE))
+    if bool(ending.chattered[0]) and kink_of(slow, ending, 0) is None:  # a smooth flow, which has to be followed
+        saved, ending = solve(jnp.asarray(ENDLESS))
     return Solved(times, saved, ending, chosen.stats())
 
 
@@ -118,11 +124,13 @@ def _flow(
     rtol: Array,
     shortest: Array,
     chosen: Chosen,
+    patience: Array,
     *,
     max_steps: int,
     shown: dfx.AbstractProgressMeter[Any],
 ) -> tuple[Saved, Ending]:
     controller: Any = dfx.PIDController(rtol=0.0, atol=1.0, dtmin=shortest, force_dtmin=False)
+    controller = ImpatientController(controller, patience)
     if chosen.name == "implicit":
         controller = LandingController(controller, times)  # it has no dense output of its order
     saved, ending = solve_path(

@@ -7,6 +7,7 @@ evolution relaxation; Kelley and Keyes, SIAM J. Numer. Anal. 35, 1998). With h l
 quadratic model of ⟨H, S⟩ on Γ at the S of where it starts: Newton's step for SGD, iterative reweighting for Adam.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import diffrax as dfx
@@ -18,7 +19,8 @@ from jaxtyping import Array, Float, PyTree
 
 from .flow import Chosen, above_rounding, chosen_solver, follow
 from .result import Result
-from .solve import Ending, Method, Saved, Solved, ending_of, saved_at
+from .solve import Ending, Method, Saved, Solved, ending_of, kink_of, saved_at
+from .solvers.impatient import ENDLESS, PATIENCE, ImpatientController
 from .solvers.implicit import ExtrapolatedImplicit
 from .solvers.state import SlowFlow, SlowState, State
 
@@ -81,7 +83,11 @@ def _start_and_end(slow: SlowState, state0: State, ending: Ending, times: np.nda
     saved = jax.tree.map(lambda *leaves: jnp.stack(leaves)[None], *ends)
     # Too long is for the verdict to say: the last steps may have come to rest all the same.
     ending = eqx.tree_at(lambda e: e.failed, ending, ending.failed & ~ending.too_long)
-    return Solved(times, saved, jax.tree.map(lambda leaf: leaf[None], ending), chosen.stats())
+    return Solved(times, saved, _one_path(ending), chosen.stats())
+
+
+def _one_path(ending: Ending) -> Ending:
+    return jax.tree.map(lambda leaf: leaf[None], ending)
 
 
 def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, chosen: Chosen) -> Rest:
@@ -94,7 +100,8 @@ def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, cho
     nearly = max(tol, NEARLY * rtol) if implicit else tol
     rtol = rtol if implicit else above_rounding(min(rtol, tol / NEARLY), dtype)
     numbers = (jnp.asarray(number, dtype) for number in (t0, rtol, nearly, tol))
-    return _to_rest(
+    solve = partial(
+        _to_rest,
         slow,
         state0,
         *numbers,
@@ -102,6 +109,10 @@ def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, cho
         last=last if implicit else None,
         max_steps=method.max_steps,
     )
+    rest = solve(jnp.asarray(PATIENCE))
+    if bool(rest.ending.chattered) and kink_of(slow, _one_path(rest.ending), 0) is None:
+        return solve(jnp.asarray(ENDLESS))
+    return rest
 
 
 @eqx.filter_jit
@@ -112,6 +123,7 @@ def _to_rest(
     rtol: Array,
     nearly: Array,
     tol: Array,
+    patience: Array,
     *,
     chosen: Chosen,
     last: Chosen | None,
@@ -133,7 +145,7 @@ def _to_rest(
         None,
         state0,
         saveat=dfx.SaveAt(t1=True),
-        stepsize_controller=dfx.PIDController(rtol=0.0, atol=1.0),
+        stepsize_controller=ImpatientController(dfx.PIDController(rtol=0.0, atol=1.0), patience),
         adjoint=dfx.ForwardMode(),
         event=dfx.Event(at_rest),
         max_steps=max_steps,

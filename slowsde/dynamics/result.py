@@ -12,6 +12,7 @@ class Result(enum.IntEnum):
     NON_FINITE = 3
     MAX_STEPS = 4  # too many steps: the flow is too stiff for the solver
     NOT_STATIONARY = 5  # with t1 = inf: max_steps came before the flow was stationary
+    KINK = 6  # the loss is not twice differentiable there
     ESCAPES = 7  # with t1 = inf: the flow leaves for infinity, so that there is no rest
 
     def explain(self, label: str = "slow") -> str:
@@ -25,6 +26,8 @@ class Result(enum.IntEnum):
             "try a smaller dt, or a larger eps where v vanishes",
             Result.NON_FINITE: "the state became non-finite; use a smaller step (dt or lr)",
             Result.MAX_STEPS: "max_steps was reached; the flow is stiff there: raise eps or max_steps",
+            Result.KINK: "the loss has a kink there (as of relu, abs or a maximum) and is not twice differentiable; "
+            "use a smooth activation (gelu, softplus(βx)/β), or start elsewhere",
             Result.NOT_STATIONARY: "the flow still moves (see stats['stillness']) after max_steps, or after 1000 "
             "steps of the search for its rest: raise max_steps, or tol if that is still enough, or give a finite t1",
             Result.ESCAPES: "the flow does not come to rest: it leaves for infinity, along stats['leaving'], or slows "

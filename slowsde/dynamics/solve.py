@@ -9,11 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from manifolds.maps.kinks import Kink, find_kink
+
 from .ensemble import map_paths, points_in_block
 from .result import Result
 from .solvers.euler import ManifoldEuler
 from .solvers.explicit import ReturningSolver
 from .solvers.state import SlowState, State
+
+LOOKED_AT = 16  # failed paths in which a kink is looked for: it takes a few Jacobians each
 
 
 class Saved(eqx.Module):
@@ -53,6 +57,7 @@ class Ending(eqx.Module):
     failed: Bool[Array, " paths"]
     too_long: Bool[Array, " paths"]
     jumped: Bool[Array, " paths"]
+    chattered: Bool[Array, " paths"]
     steps: Int[Array, " paths"]
 
 
@@ -121,12 +126,41 @@ def ending_of(solution: dfx.Solution, time: Array, state: State) -> Ending:
         failed=(result != dfx.RESULTS.successful) & (result != dfx.RESULTS.event_occurred),
         too_long=result == dfx.RESULTS.max_steps_reached,
         jumped=jnp.asarray(False),
+        chattered=result == dfx.RESULTS.max_steps_rejected,
         steps=solution.stats["num_steps"],
     )
 
 
 def result_codes(slow: SlowState, ending: Ending) -> np.ndarray:
     """(paths,) `Result` codes, from the state in which each failed path ended."""
+    return explained(slow, ending)[0]
+
+
+def explained(slow: SlowState, ending: Ending) -> tuple[np.ndarray, Kink | None]:
+    """The `result_codes`, and the kink that the first of the paths met which ended at one."""
+    codes = _plain_codes(slow, ending)
+    kinks: list[Kink] = []
+    for path in np.flatnonzero((codes != Result.SUCCESS) & (codes != Result.NON_FINITE))[:LOOKED_AT]:
+        kink = kink_of(slow, ending, path)
+        if kink is not None:
+            codes[path] = Result.KINK
+            kinks.append(kink)
+    return codes, kinks[0] if kinks else None
+
+
+def kink_of(slow: SlowState, ending: Ending, path: int) -> Kink | None:
+    """The kink of the loss at which a path ended, along its drift."""
+    state, time = jax.tree.map(lambda leaf: jnp.asarray(leaf)[path], (ending.state, ending.time))
+    return find_kink(slow.sde.loss, state[0], _drift(slow, state, time))
+
+
+@eqx.filter_jit
+def _drift(slow: SlowState, state: State, t: Array) -> Array:
+    normal = slow.sde.normal_space(state[0], slow.v(state))
+    return slow.sde.tangential_drift(state[0], normal, t)
+
+
+def _plain_codes(slow: SlowState, ending: Ending) -> np.ndarray:
     failed = np.asarray(ending.failed)
     if not failed.any():
         return np.zeros(failed.shape, int)

@@ -80,8 +80,9 @@ def start_on_manifold(
     """Φ_{S(v0)}(x0), checked, with the slow SDE at its rank and the state v0 there; for `options` see `limit_map`."""
     v0 = initial_state(sde, x0, v0, t0)
     # In the metric of v0 at params0: the first O(1/η) steps fall onto Γ before v moves on the slow clock.
-    start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size), **options)
-    check_limit(start, rank_for=sde.rank_for)
+    metric = sde.metric(v0)
+    start = compiled_limit_point(sde.loss, x0, metric, as_rank(rank, x0.size), **options)
+    check_limit(start, sde.loss, metric, rank_for=sde.rank_for)
     _check_interpolation(sde, start)
     if int(start.rank) == x0.size:
         raise ValueError(

@@ -198,7 +198,7 @@ def _at_rank(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> SlowSDE:
     """
     start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
     try:
-        check_limit(start, rank_for=sde.rank_for)
+        check_limit(start, sde.loss, sde.metric(v0), rank_for=sde.rank_for)
     except ValueError as error:
         error.add_note("To run the optimizer without returning its iterates to a manifold, pass project=False.")
         raise

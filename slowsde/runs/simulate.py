@@ -19,7 +19,7 @@ from ..dynamics.flow import follow, start_contrast
 from ..dynamics.rest import follow_to_rest, stillness
 from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE, equilibrium
-from ..dynamics.solve import Method, Solved, result_codes
+from ..dynamics.solve import Method, Solved, explained
 from ..dynamics.solvers.state import SlowState, State
 from ..dynamics.start import start_on_manifold
 from ..optimizers.agm import AGM
@@ -211,7 +211,7 @@ def outcome_of(slow: SlowState, solved: Solved, about: dict[str, Any]) -> Outcom
     sde, (times, saved, ending, stats, verdict) = slow.sde, solved
     # Kept so that `compare` can say where to trust the run without the problem, also for one from a file.
     history = spectral_history(sde, saved.x, saved.v, saved.rank, saved.largest)
-    codes = result_codes(slow, ending)
+    codes, kink = explained(slow, ending)
     codes = np.where(codes == Result.SUCCESS, verdict, codes)
     good = np.isfinite(np.asarray(saved.residual))
     along = {
@@ -227,6 +227,8 @@ def outcome_of(slow: SlowState, solved: Solved, about: dict[str, Any]) -> Outcom
         "pace": np.array([float(sde.optimizer.pace(t)) for t in times]),
         "num_steps": int(np.max(np.asarray(ending.steps))),
     }
+    if kink is not None:
+        settings["kink"] = kink.explain()
     route = {"route": sde.loss.route, "block": sde.loss.block(saved.x[0, 0])}
     stats = route | about | stats | blanked(good, to_numpy(along)) | settings
     return Outcome(sde, times, saved.x, saved.v, good, codes, np.asarray(ending.time), stats)

@@ -126,7 +126,7 @@ def finish(trajectory: Trajectory, whens: np.ndarray, throw: bool) -> Trajectory
         # The path that failed first tells the most: later ones may have other reasons.
         first = failed[np.argmin(trajectory.stats["failed_at"][failed])]
         code = Result(int(trajectory.result[first]))
-        why = code.explain(trajectory.label)
+        why = trajectory.stats["kink"] if code == Result.KINK else code.explain(trajectory.label)
         when = "slow time" if trajectory.stats.get("clock", "k·lr²") == "k·lr²" else "time"
         raise RunError(
             f"{failed.size} of {trajectory.paths} paths failed, the first at {when} "

@@ -16,10 +16,10 @@ class LandingController(dfx.AbstractAdaptiveStepSizeController):
     below rounding, which looks like a failure.
     """
 
-    controller: dfx.PIDController
+    controller: Any
     times: Float[Array, " T"]
 
-    def __init__(self, controller: dfx.PIDController, times: Float[Array, " T"]):
+    def __init__(self, controller: Any, times: Float[Array, " T"]):
         self.controller, self.times = controller, times
 
     @property
