@@ -3,9 +3,9 @@
     python benchmarks/stationary_ends.py
 
 Truths: u = v = 1 for uv = 1 (u = v = w = 1 for uvw = 1); linear programming for SGD on diagonal networks (basis
-pursuit, with ω/2 added to the weights of its norm under weight decay); for SGD on L factors of a d×d matrix of rank one
-of which all entries are observed, the least tr H = L d^{2/L} ‖M‖_*^{2−2/L} / n; ‖w‖² = α tr H / 2ω for weights w of no
-scale with weight decay. "-" where there is none.
+pursuit, with ω/2α added to the weights of its norm under weight decay); for SGD on L factors of a d×d matrix of rank
+one of which all entries are observed, the least tr H = L d^{2/L} ‖M‖_*^{2−2/L} / n; ‖w‖² = α tr H / 2ω for weights w
+of no scale with weight decay. "-" where there is none.
 Seconds are those of a second call, which compiles nothing.
 """
 
@@ -40,8 +40,8 @@ def pursuit(seed: int, truth: bool, decay: float = 0.0) -> tuple[ss.LeastSquares
     rng = np.random.default_rng(seed)
     inputs, w = rng.normal(size=(12, 30)), np.zeros(30)
     w[:3] = rng.normal(size=3)
-    # tr H weighs the coordinates: SGD minimizes Σ_j (mean of z_j² + ω/2) |w_j|, as |w_j| is the least u² + v².
-    scale = np.mean(inputs**2, axis=0) + decay / 2
+    # ¼ α tr H + ½ ω|θ|² is α Σ_j (mean of z_j² + ω/2α)(u_j² + v_j²), of which |w_j| is the least; α = 1/n.
+    scale = np.mean(inputs**2, axis=0) + decay * len(inputs) / 2
     found = linprog(np.r_[scale, scale], A_eq=np.c_[inputs, -inputs], b_eq=inputs @ w, bounds=(0, None), method="highs")
     best = found.x[:30] - found.x[30:]
     problem = ss.LeastSquares(lambda p, z: z @ (p["u"] ** 2 - p["v"] ** 2), inputs, inputs @ w, ss.LabelNoise(1.0))
@@ -72,7 +72,7 @@ def unit_sphere() -> tuple[ss.LeastSquares, Any, Any]:
     problem = ss.LeastSquares(lambda w, z: z @ w / jnp.linalg.norm(w), inputs, targets, ss.LabelNoise(1.0))
 
     def off(w: Any) -> float:
-        return abs(2 * 0.1 * float(w @ w) / float(ss.metrics.trace_hessian(problem, w)) - 1)
+        return abs(2 * 0.1 * float(w @ w) * len(inputs) / float(ss.metrics.trace_hessian(problem, w)) - 1)
 
     return problem, rng.normal(size=6), off
 

@@ -163,6 +163,10 @@ class AbstractLoss(eqx.Module):
         `newton_step` asks of it; `near` may precondition its solves."""
         return self.normal_space(x, metric, rank)
 
+    def at_singular_ends(self) -> "AbstractLoss":
+        """This loss with constraints that resolve what vanishes at a singular end, at a price; itself if not."""
+        return self
+
     @abc.abstractmethod
     def constraint_curvature(self, x: Vector, multipliers: Array) -> Vector:
         """An estimate of diag Σ_i μ_i ∇²r_i, the curvature of Γ that a force holds against: Jᵀμ is its normal part, and

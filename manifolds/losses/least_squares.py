@@ -17,6 +17,7 @@ from ..normal.constraints import (
     KernelDiagonal,
     NearbyKernel,
     Preconditioner,
+    ResolvedConstraints,
     Solve,
     conjugate_gradients,
     factorized,
@@ -35,6 +36,7 @@ CACHED = 2**16  # entries of Jacobians that a CPU's cache holds
 # Kernels are kept over steps, along Γ and on the way there, for as long as they precondition: when every substep had a
 # Gram matrix of its own, these ten were most of a step, and one of a network (p = 115 713, m = 500) costs 41 GFlop.
 COUPLED = 5e8  # multiplications, m p³, that the coupled curvature of a step may take: some 20 ms on two cores
+RESOLVED = 1e9  # multiplications, p m², that Q and R may take
 STALE = 16  # steps of conjugate gradients from which on a new kernel costs less than it saves
 MEMORY = 2**31  # bytes that Jacobians, or blocks of their rows, may take by default
 
@@ -63,6 +65,7 @@ class LeastSquaresLoss(AbstractLoss):
     stored: bool = eqx.field(static=True)
     memory: int = eqx.field(static=True)
     samples_at_once: int | None = eqx.field(static=True)
+    resolved: bool | None  # whether constraints are resolved to rounding; None for no, so that it is no leaf
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class LeastSquaresLoss(AbstractLoss):
         self.targets = targets
         self.coordinates = like if isinstance(like, Coordinates) else Coordinates.of(like)
         self.stored, self.memory, self.samples_at_once = stored, memory, block
+        self.resolved = None
 
     @property
     def route(self) -> str:
@@ -245,15 +249,25 @@ class LeastSquaresLoss(AbstractLoss):
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None, near: Preconditioner | None = None
     ) -> Constraints:
         jacobian = self.jacobian(x)
+        if self.resolved and isinstance(jacobian, StoredJacobian):
+            return ResolvedConstraints(jacobian, metric)
         return Constraints(metric, jacobian, self._solver(jacobian, metric, near))
 
+    def at_singular_ends(self) -> "LeastSquaresLoss":
+        small = self.stored and self.coordinates.size * self.targets.size**2 <= RESOLVED
+        return eqx.tree_at(lambda loss: loss.resolved, self, True, is_leaf=lambda leaf: leaf is None) if small else self
+
     def newton_step(self, x: Vector, normal: AbstractNormalSpace | Constraints) -> Vector:
-        assert isinstance(normal, KernelNormalSpace | Constraints)
+        assert isinstance(normal, KernelNormalSpace | Constraints | ResolvedConstraints)
         return normal.solve_residual(self.residuals(x))
 
     def newton(
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: NearbyKernel | None = None
     ) -> NewtonStep:
+        if self.resolved and rank is None:
+            normal = self.constraints(x, metric)
+            curvature = jnp.diag(normal.triangle).astype(x.dtype) ** 2
+            return NewtonStep(self.newton_step(x, normal), jnp.min(curvature), jnp.sum(curvature))
         if rank is not None or near is None:
             return super().newton(x, metric, rank)
         # Newton's step without eigenpairs, by r alone. shift=0: directions in which `near` has lost rank are left

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from ..metrics.abstract import AbstractMetric
 from ..support.precision import in_double
-from .jacobians import AbstractJacobian
+from .jacobians import AbstractJacobian, StoredJacobian
 from .normal_space import rank_tolerance
 
 Vector = Float[Array, " p"]
@@ -94,6 +94,58 @@ class Constraints(eqx.Module):
         if accuracy >= LOOSE:
             return move
         return move - self.solve_residual(self.jacobian(move))
+
+
+class ResolvedConstraints(eqx.Module):
+    """The constraints by Q and R of S^½Jᵀ = QR: singular values count down to rounding, not to its root as in a kernel.
+
+    At singular ends of a flow many directions lose their curvature λ ∝ |δx|² together, and the multipliers that they
+    share decide whether they do: with the kernel's ridge such ends were left at |δx| ~ 10⁻⁴. A factorization costs some
+    four times a kernel's. For metrics whose half is their root, save that `project` is asked for no other.
+    """
+
+    metric: AbstractMetric
+    jacobian: StoredJacobian
+    basis: Float[Array, "p m"]
+    triangle: Float[Array, "m m"]
+
+    def __init__(self, jacobian: StoredJacobian, metric: AbstractMetric):
+        self.metric, self.jacobian = metric, jacobian
+
+        @in_double
+        def factors(half: Array) -> tuple[Array, Array]:
+            size = half.shape[1]
+            # Rounding of rows of all sizes; less would invert what is rounding itself.
+            ridge = 4 * jnp.finfo(half.dtype).eps * jnp.linalg.norm(half)
+            q, r = jnp.linalg.qr(jnp.concatenate([half, ridge * jnp.eye(size)]))
+            return q[: half.shape[0]], r
+
+        self.basis, self.triangle = factors(metric.half(jacobian.rows.T))
+
+    def _triangular(self, b: Array, trans: int = 0) -> Array:
+        return in_double(lambda r, b: jax.scipy.linalg.solve_triangular(r, b, trans=trans))(self.triangle, b)
+
+    def solve_residual(self, r: Residuals, accuracy: float = LOOSE) -> Vector:
+        """S Jᵀ (J S Jᵀ)⁻¹ r."""
+        u = self._triangular(self._triangular(r, trans=1)).astype(r.dtype)
+        return self.metric(self.jacobian.transposed(u))
+
+    def multipliers(self, g: Vector, accuracy: float = TIGHT) -> Residuals:
+        """argmin_μ |g − Jᵀμ|_S, without the product J S g in which what is small is lost."""
+        return self._triangular(in_double(lambda q, w: q.T @ w)(self.basis, self.metric.half(g))).astype(g.dtype)
+
+    def project(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
+        """Π w = S^½ (I − Q Qᵀ) S^-½ w."""
+        q = self.basis.astype(w.dtype)
+        for _ in range(2):
+            w = w - self.metric.sqrt(q @ (q.T @ self.metric.inv_sqrt(w)))
+        return w
+
+    def project_gradient(self, g: Vector, accuracy: float = TIGHT) -> Vector:
+        """Π S g, with what is normal taken away twice, before S multiplies it."""
+        for _ in range(2):
+            g = g - self.jacobian.transposed(self.multipliers(g))
+        return self.metric(g)
 
 
 def factorized(jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None) -> Solve:

@@ -156,37 +156,42 @@ def _to_rest(
     escapes = left(ending.time, ending.state)
     if last is None:
         return Rest(ending, _stillness(slow, ending.time, ending.state, state0) <= tol, escapes)
-    state, stillness, steps = _continued(slow, last, ending, state0, nearly, tol)
+    state, stillness, steps = _continued(slow, last, ending, state0, rtol, nearly, tol)
     ending = eqx.tree_at(lambda e: (e.state, e.steps), ending, (state, ending.steps + steps))
     return Rest(ending, stillness <= tol, escapes)
 
 
 def _continued(
-    slow: SlowState, chosen: Chosen, ending: Ending, state0: State, nearly: Array, tol: Array
+    slow: SlowState, chosen: Chosen, ending: Ending, state0: State, rtol: Array, nearly: Array, tol: Array
 ) -> tuple[State, Array, Array]:
     """Plain implicit steps from where the flow is nearly still: the state, its stillness, and their number."""
-    solver, t = ExtrapolatedImplicit(slow, tol, coupled=chosen.coupled), ending.time
+    slow = eqx.tree_at(lambda s: s.sde.loss, slow, slow.sde.loss.at_singular_ends())
+    solver, t = ExtrapolatedImplicit(slow, rtol, coupled=chosen.coupled), ending.time
     crossing = slow.sde.crossing_time(ending.state[0], slow.v(ending.state))
 
-    def unfinished(carry: tuple[State, Array, Array, Array]) -> Array:
-        _, h, stillness, count = carry
+    def unfinished(carry: tuple[State, Array, Array, Array, Array]) -> Array:
+        _, h, stillness, _, count = carry
         return (stillness > tol) & (count < CONTINUED) & (h > 1e-12 * crossing)
 
-    def step(carry: tuple[State, Array, Array, Array]) -> tuple[State, Array, Array, Array]:
-        state, h, stillness, count = carry
+    def step(carry: tuple[State, Array, Array, Array, Array]) -> tuple[State, Array, Array, Array, Array]:
+        state, h, stillness, left, count = carry
         new, falls = solver.plain_step(state, t, h)
         after = _stillness(slow, t, new, state0)
-        taken = falls & jnp.isfinite(after)
-        # The less is left, the longer the steps; one that climbs, or is not a step on Γ, is taken again at a fifth.
-        longer = jnp.clip(stillness / jnp.maximum(after, jnp.finfo(after.dtype).tiny), 0.5, 10.0)
-        h = jnp.where(taken, jnp.minimum(h * longer * 1.5, LONGEST * crossing), h / 5)
+        # One that climbs, is not a step on Γ, or stirs up what was still, is taken again at a fifth of its length.
+        taken = falls & (after < 3 * stillness)
+        # The less is left, the longer the steps, unless their length no longer matters: reweighting halves what is left
+        # at any length, and longer steps lose digits (S spreads over decades).
+        now_left = after / stillness
+        longer = jnp.where((now_left < 0.7) & (now_left > 0.95 * left), 1.0, jnp.clip(1.5 / now_left, 0.75, 15.0))
+        h = jnp.where(taken, jnp.minimum(h * longer, LONGEST * crossing), h / 5)
         state = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, state)
-        return state, h, jnp.where(taken, after, stillness), count + 1
+        return state, h, jnp.where(taken, after, stillness), jnp.where(taken, now_left, left), count + 1
 
     stillness = _stillness(slow, t, ending.state, state0)
     # From anywhere else they would come to rest as well, in a basin that the flow has not chosen.
     begun = jnp.where(stillness <= nearly, 0, CONTINUED)
-    state, _, stillness, count = jax.lax.while_loop(unfinished, step, (ending.state, 0.1 * crossing, stillness, begun))
+    first = (ending.state, 0.1 * crossing, stillness, jnp.ones_like(stillness), begun)
+    state, _, stillness, _, count = jax.lax.while_loop(unfinished, step, first)
     return state, stillness, count - begun
 
 

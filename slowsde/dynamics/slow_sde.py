@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 import manifolds as mf
 from manifolds import second_order
 from manifolds.metrics.damped import Damped
+from manifolds.metrics.diagonal import scale_rows
 from manifolds.normal.constraints import LOOSE
 from manifolds.support.coordinates import Coordinates, ravel
 
@@ -186,7 +187,7 @@ class SlowSDE(eqx.Module):
         normal = self.loss.constraints(x, metric, self.rank)
         scale = 0.25 * self.hessian_scale * self.optimizer.pace(t) ** 2
         multipliers = normal.multipliers(self.sharpness_gradient(x, metric, t))
-        hessian = self.loss.metric_lagrangian(x, metric, scale, multipliers)
+        hessian = self.loss.metric_lagrangian(x, metric, scale, multipliers) + self._decay_hessian(metric, t)
         projector = normal.project(jnp.eye(x.shape[0], dtype=x.dtype))
         # In the coordinates S^-½x, where S, and with it what is to be called small, does not spread over decades.
         along = metric.sqrt(metric.sqrt(projector.T @ hessian @ projector).T)
@@ -201,34 +202,37 @@ class SlowSDE(eqx.Module):
     def damped_constraints(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array, frame: "StepFrame") -> Any:
         """The constraints of an implicit step of length h in its metric (S⁻¹ + hG)⁻¹, with G ≥ 0 a model of the Hessian
         of (α/4)s²⟨H, S⟩ + ½sω|x|²_{S⁻¹} along Γ; `frame` is the `implicit_frame` of a point nearby."""
-        base = self._with_decay(metric, t, h)
         if frame.hessian is not None:
-            return self.loss.constraints(x, Damped(base, h * frame.hessian), self.rank, frame.near)
+            return self.loss.constraints(x, Damped(metric, h * frame.hessian), self.rank, frame.near)
         # ∇²F − Σ μ_i ∇²r_i, the Hessian of F on Γ: a force that holds against Γ bends with it. A wrong sign of the
         # second term shows in the test of the damping.
         curvature = self._sharpness_curvature(x, metric, t) - self.loss.constraint_curvature(x, frame.multipliers)
         # Negative curvature is not damped: (S⁻¹ + hG)⁻¹ must stay positive for every h.
-        return self.loss.constraints(x, _damped(base, h * jnp.maximum(curvature, 0)), self.rank, frame.near)
-
-    def _with_decay(self, metric: mf.AbstractMetric, t: Any, h: Array) -> mf.AbstractMetric:
-        """(S⁻¹(1 + h s ω))⁻¹: what weight decay adds to the damping, so that steps longer than 1/ω do not overshoot."""
-        if not self.optimizer.decays:
-            return metric
-        decay, entries = h * self.optimizer.pace(t) * self.optimizer.decay(self.chart), metric.entries()
-        if entries is not None:
-            return mf.Diagonal(jnp.broadcast_to(entries / (1 + decay), (self.chart.size,)))
-        return mf.Scaled(metric, 1 / (1 + jnp.max(decay)))  # an ω for each parameter does not commute with S
+        return self.loss.constraints(x, _damped(metric, h * jnp.maximum(curvature, 0)), self.rank, frame.near)
 
     def _step_metric(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array) -> mf.AbstractMetric:
-        return _damped(self._with_decay(metric, t, h), h * self._sharpness_curvature(x, metric, t))
+        return _damped(metric, h * self._sharpness_curvature(x, metric, t))
 
-    def _sharpness_hessian(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Float[Array, "p p"] | None:
+    def _sharpness_hessian(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Float[Array, "p p"]:
+        scale = self.hessian_scale * self.optimizer.pace(t) ** 2
         found = second_order.sharpness_hessian(self.loss, x, metric)
-        return None if found is None else self.hessian_scale * self.optimizer.pace(t) ** 2 * found
+        assert found is not None
+        return scale * found + self._decay_hessian(metric, t)
+
+    def _decay_hessian(self, metric: mf.AbstractMetric, t: Any) -> Any:
+        """s S^-½ ω S^-½, p×p."""
+        if not self.optimizer.decays:
+            return 0.0
+        roots = metric.inv_sqrt(jnp.eye(self.chart.size))
+        return self.optimizer.pace(t) * roots.T @ scale_rows(self.optimizer.decay(self.chart), roots)
 
     def _sharpness_curvature(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> Vector:
         scale = self.hessian_scale * self.optimizer.pace(t) ** 2
-        return scale * second_order.sharpness_curvature(self.loss, x, metric)
+        curvature = scale * second_order.sharpness_curvature(self.loss, x, metric)
+        if not self.optimizer.decays:
+            return curvature
+        # Before anything negative is cut off: what decay adds is what a sparse end is convex by.
+        return curvature + self.optimizer.pace(t) * self.optimizer.decay(self.chart) / metric.entries()
 
     def relaxed(self, x: Vector, v: PyTree, t: Any, h: Any) -> PyTree:
         """v at t + h from v at t if x stays: v + (V(Σ) − v)(1 − e^{−ch}), exactly."""
