@@ -247,7 +247,7 @@ class LeastSquaresLoss(AbstractLoss):
 
     def constraints(
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None, near: Preconditioner | None = None
-    ) -> Constraints:
+    ) -> Constraints | ResolvedConstraints:
         jacobian = self.jacobian(x)
         if self.resolved and isinstance(jacobian, StoredJacobian):
             return ResolvedConstraints(jacobian, metric)
@@ -257,7 +257,7 @@ class LeastSquaresLoss(AbstractLoss):
         small = self.stored and self.coordinates.size * self.targets.size**2 <= RESOLVED
         return eqx.tree_at(lambda loss: loss.resolved, self, True, is_leaf=lambda leaf: leaf is None) if small else self
 
-    def newton_step(self, x: Vector, normal: AbstractNormalSpace | Constraints) -> Vector:
+    def newton_step(self, x: Vector, normal: AbstractNormalSpace | Constraints | ResolvedConstraints) -> Vector:
         assert isinstance(normal, KernelNormalSpace | Constraints | ResolvedConstraints)
         return normal.solve_residual(self.residuals(x))
 
@@ -265,7 +265,7 @@ class LeastSquaresLoss(AbstractLoss):
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: NearbyKernel | None = None
     ) -> NewtonStep:
         if self.resolved and rank is None:
-            normal = self.constraints(x, metric)
+            normal = ResolvedConstraints(StoredJacobian(self.rows(x)), metric)
             curvature = jnp.diag(normal.triangle).astype(x.dtype) ** 2
             return NewtonStep(self.newton_step(x, normal), jnp.min(curvature), jnp.sum(curvature))
         if rank is not None or near is None:

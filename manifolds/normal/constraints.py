@@ -108,31 +108,30 @@ class ResolvedConstraints(eqx.Module):
     jacobian: StoredJacobian
     basis: Float[Array, "p m"]
     triangle: Float[Array, "m m"]
+    cholesky: Float[Array, "m m"]  # of RᵀR with a ridge, for returns
 
     def __init__(self, jacobian: StoredJacobian, metric: AbstractMetric):
         self.metric, self.jacobian = metric, jacobian
 
         @in_double
-        def factors(half: Array) -> tuple[Array, Array]:
-            size = half.shape[1]
+        def factors(half: Array) -> tuple[Array, Array, Array]:
+            one, rounding, size = jnp.eye(half.shape[1]), 4 * jnp.finfo(half.dtype).eps, jnp.linalg.norm(half)
             # Rounding of rows of all sizes; less would invert what is rounding itself.
-            ridge = 4 * jnp.finfo(half.dtype).eps * jnp.linalg.norm(half)
-            q, r = jnp.linalg.qr(jnp.concatenate([half, ridge * jnp.eye(size)]))
-            return q[: half.shape[0]], r
+            q, r = jnp.linalg.qr(jnp.concatenate([half, rounding * size * one]))
+            # Residuals round to 10⁻¹⁶ whatever the curvature λ behind them: beyond λ ~ 10⁻¹⁵ that moves by 10⁻⁸.
+            return q[: half.shape[0]], r, jnp.linalg.cholesky(r.T @ r + rounding * size**2 * one)
 
-        self.basis, self.triangle = factors(metric.half(jacobian.rows.T))
-
-    def _triangular(self, b: Array, trans: int = 0) -> Array:
-        return in_double(lambda r, b: jax.scipy.linalg.solve_triangular(r, b, trans=trans))(self.triangle, b)
+        self.basis, self.triangle, self.cholesky = factors(metric.half(jacobian.rows.T))
 
     def solve_residual(self, r: Residuals, accuracy: float = LOOSE) -> Vector:
         """S Jᵀ (J S Jᵀ)⁻¹ r."""
-        u = self._triangular(self._triangular(r, trans=1)).astype(r.dtype)
-        return self.metric(self.jacobian.transposed(u))
+        u = in_double(lambda l, r: jax.scipy.linalg.cho_solve((l, True), r))(self.cholesky, r)
+        return self.metric(self.jacobian.transposed(u.astype(r.dtype)))
 
     def multipliers(self, g: Vector, accuracy: float = TIGHT) -> Residuals:
         """argmin_μ |g − Jᵀμ|_S, without the product J S g in which what is small is lost."""
-        return self._triangular(in_double(lambda q, w: q.T @ w)(self.basis, self.metric.half(g))).astype(g.dtype)
+        solve = in_double(lambda q, r, w: jax.scipy.linalg.solve_triangular(r, q.T @ w))
+        return solve(self.basis, self.triangle, self.metric.half(g)).astype(g.dtype)
 
     def project(self, w: Float[Array, "p *r"]) -> Float[Array, "p *r"]:
         """Π w = S^½ (I − Q Qᵀ) S^-½ w."""

@@ -84,7 +84,7 @@ def coefficients(
 @eqx.filter_jit
 def _coefficients(sde: SlowSDE, x: Vector, v: PyTree, t: Array) -> tuple[Coefficients, OffManifold]:
     """The coefficients, without a diffusion where it vanishes: (p, r) zeros need not be made; and where x is."""
-    normal = sde.frame(x, v)
+    normal = sde.frame(x, v, resolved=True)
     found: Any = Coefficients(
         drift=sde.chart.unravel_arrays(sde.drift(x, normal, t)),
         diffusion=sde.diffusion(x, normal, t) if sde.diffuses else None,  # pyright: ignore[reportArgumentType]

@@ -28,6 +28,7 @@ NEARLY = 100.0  # a flow is nearly still at a stillness of this many tolerances 
 FAR = 1e3  # a flow that has gone this many times its size at the start leaves for infinity
 LONG = 1e12  # as does one that moves after this many times the time in which it crosses its own size
 CONTINUED = 1000  # plain implicit steps at most: linear convergence at a rate of 0.98 takes them to 1e-9
+ROUNDED = 7  # roots of rounding: at a singular end r ∝ |δx|² does not tell x from what is nearer, relative to |x|
 LONGEST = 1e8  # their length, in units of the same time: longer ones leave constraints to the ridge of their kernel
 
 
@@ -156,43 +157,51 @@ def _to_rest(
     escapes = left(ending.time, ending.state)
     if last is None:
         return Rest(ending, _stillness(slow, ending.time, ending.state, state0) <= tol, escapes)
-    state, stillness, steps = _continued(slow, last, ending, state0, rtol, nearly, tol)
+    state, still, steps = _continued(slow, last, ending, state0, rtol, nearly, tol)
     ending = eqx.tree_at(lambda e: (e.state, e.steps), ending, (state, ending.steps + steps))
-    return Rest(ending, stillness <= tol, escapes)
+    return Rest(ending, still, escapes)
 
 
 def _continued(
     slow: SlowState, chosen: Chosen, ending: Ending, state0: State, rtol: Array, nearly: Array, tol: Array
 ) -> tuple[State, Array, Array]:
-    """Plain implicit steps from where the flow is nearly still: the state, its stillness, and their number."""
+    """Plain implicit steps from where the flow is nearly still: the state, whether it is still, and their number."""
     slow = eqx.tree_at(lambda s: s.sde.loss, slow, slow.sde.loss.at_singular_ends())
     solver, t = ExtrapolatedImplicit(slow, rtol, coupled=chosen.coupled), ending.time
     crossing = slow.sde.crossing_time(ending.state[0], slow.v(ending.state))
 
-    def unfinished(carry: tuple[State, Array, Array, Array, Array]) -> Array:
-        _, h, stillness, _, count = carry
-        return (stillness > tol) & (count < CONTINUED) & (h > 1e-12 * crossing)
+    rounded = ROUNDED * jnp.finfo(state0[0].dtype).eps ** 0.5
 
-    def step(carry: tuple[State, Array, Array, Array, Array]) -> tuple[State, Array, Array, Array, Array]:
-        state, h, stillness, left, count = carry
+    def unfinished(carry: tuple[State, Array, Array, Array, Array, Array]) -> Array:
+        _, h, stillness, _, there, count = carry
+        return (stillness > tol) & ~there & (count < CONTINUED) & (h > 1e-12 * crossing)
+
+    def step(carry: tuple[State, Array, Array, Array, Array, Array]) -> tuple[State, Array, Array, Array, Array, Array]:
+        state, h, stillness, left, _, count = carry
         new, falls = solver.plain_step(state, t, h)
         after = _stillness(slow, t, new, state0)
         # One that climbs, is not a step on Γ, or stirs up what was still, is taken again at a fifth of its length.
-        taken = falls & (after < 3 * stillness)
+        taken = falls & (after < jnp.maximum(3 * stillness, nearly))
         # The less is left, the longer the steps, unless their length no longer matters: reweighting halves what is left
         # at any length, and longer steps lose digits (S spreads over decades).
         now_left = after / stillness
         longer = jnp.where((now_left < 0.7) & (now_left > 0.95 * left), 1.0, jnp.clip(1.5 / now_left, 0.75, 15.0))
+        # A long step is Newton's: what it moves is how far off the end is. At rounding it gets no nearer.
+        near = jnp.linalg.norm(new[0] - state[0]) < rounded * jnp.linalg.norm(state[0])
+        there = taken & near & (now_left > 0.9) & (h > 10 * crossing) & (after < 1e3 * tol)
         h = jnp.where(taken, jnp.minimum(h * longer, LONGEST * crossing), h / 5)
         state = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, state)
-        return state, h, jnp.where(taken, after, stillness), jnp.where(taken, now_left, left), count + 1
+        return state, h, jnp.where(taken, after, stillness), jnp.where(taken, now_left, left), there, count + 1
 
     stillness = _stillness(slow, t, ending.state, state0)
     # From anywhere else they would come to rest as well, in a basin that the flow has not chosen.
     begun = jnp.where(stillness <= nearly, 0, CONTINUED)
-    first = (ending.state, 0.1 * crossing, stillness, jnp.ones_like(stillness), begun)
-    state, _, stillness, _, count = jax.lax.while_loop(unfinished, step, first)
-    return state, stillness, count - begun
+    first = (ending.state, 0.1 * crossing, stillness, jnp.ones_like(stillness), jnp.asarray(False), begun)
+    state, _, stillness, _, there, count = jax.lax.while_loop(unfinished, step, first)
+    x, v = state
+    zeros = jnp.where(jnp.abs(x) < rounded * jnp.sqrt(jnp.mean(x**2)), 0, x), v
+    state = jax.tree.map(lambda a, b: jnp.where(_stillness(slow, t, zeros, state0) < stillness, a, b), zeros, state)
+    return state, (stillness <= tol) | there, count - begun
 
 
 def _stillness(slow: SlowState, t: Any, state: State, start: State) -> Array:

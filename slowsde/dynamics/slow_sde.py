@@ -129,14 +129,16 @@ class SlowSDE(eqx.Module):
         """Eigenpairs of H' = S^½ H S^½ at x in the metric S(v)."""
         return self.loss.normal_space(x, self.metric(v), self.rank)
 
-    def frame(self, x: Vector, v: PyTree) -> Any:
-        """What the drift asks of the normal space at x: eigenpairs only where Σ is not αH."""
+    def frame(self, x: Vector, v: PyTree, resolved: bool = False) -> Any:
+        """What the drift asks of the normal space at x: eigenpairs only where Σ is not αH. `resolved` is for singular
+        ends, see `AbstractLoss.at_singular_ends`."""
         if not self.has_sharpness:
             return self.normal_space(x, v)
         metric = self.metric(v)
         # Under label noise only projections are asked for. At one point, once, the diagonal of K preconditions well
         # enough, and costs no kernel.
-        return self.loss.constraints(x, metric, self.rank, self.loss.roughly(x, metric))
+        loss = self.loss.at_singular_ends() if resolved else self.loss
+        return loss.constraints(x, metric, self.rank, loss.roughly(x, metric))
 
     def tangential_drift(self, x: Vector, normal: Any, t: Any) -> Vector:
         """−½ s² Π S T[C] − s Π ω x, the part of the drift along Γ; the first is −(α/4) s² Π S T[S] for label noise."""
@@ -261,7 +263,7 @@ class SlowSDE(eqx.Module):
         derivative of ⟨H, S⟩ along Γ.
         """
         metric = self.metric(v)
-        speed = jnp.linalg.norm(metric.inv_sqrt(self.tangential_drift(x, self.frame(x, v), t)))
+        speed = jnp.linalg.norm(metric.inv_sqrt(self.tangential_drift(x, self.frame(x, v, resolved=True), t)))
         # Without the second part a flow that nears the origin of its coordinates would count as still.
         size = jnp.linalg.norm(metric.inv_sqrt(x)) + jnp.linalg.norm(metric.inv_sqrt(x - far))
         power = 0.25 * self.power(x, metric.sqrt)

@@ -76,3 +76,24 @@ def test_a_flow_that_leaves_says_so_and_along_which_parameters() -> None:
     stats = caught.value.trajectory.stats
     assert stats["leaving"]["['a']"] > 0.9
     assert stats["num_steps"] < 2000
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_recovery_comes_to_rest_where_equations_lose_their_curvature_together(seed: int, decay: float) -> None:
+    """14 equations at 3 nonzeros, whose least multipliers are no certificate (|zᵀμ| up to 1.7 of the slope allowed):
+    the multipliers that hold are those of coordinates that vanish, as δx², down to the last digit of a kernel."""
+    rng = np.random.default_rng(seed)
+    inputs, truth = rng.normal(size=(14, 30)), np.zeros(30)
+    truth[:3] = rng.normal(size=3)
+    problem = ss.LeastSquares(
+        lambda p, z: z @ (p["u"] ** 2 - p["v"] ** 2), inputs, inputs @ truth, noise=ss.LabelNoise(1.0)
+    )
+    optimizer = ss.sgd(weight_decay=decay)
+    end = ss.stationary_point(problem, optimizer, {"u": np.full(30, 0.3), "v": np.full(30, 0.3)})
+    assert end.stillness < 1e-9
+    assert end.trajectory.stats["num_steps"] < 200
+    np.testing.assert_allclose(end.params["u"] ** 2 - end.params["v"] ** 2, truth, atol=1e-12)
+    # What is reported is what `coefficients` tells.
+    drift = ss.coefficients(problem, optimizer, end.params).drift
+    assert max(float(np.max(np.abs(leaf))) for leaf in drift.values()) < 1e-9
