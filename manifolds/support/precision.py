@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
+from .mappings import spare_mappings
 from .threads import single_threaded_lapack
 
 _warned: set[str] = set()
@@ -85,6 +86,8 @@ def working_precision(dtype: Any) -> Iterator[np.dtype]:
             "default dtype='float64' where that matters.",
             stacklevel=4,
         )
+    # Here, as every computation begins so, and none is under way.
+    spare_mappings()
     # As a context: a library that sets the flag on import changes the results of everything else in the program.
     with jax.enable_x64(dtype == np.dtype("float64")), single_threaded_lapack():
         yield dtype

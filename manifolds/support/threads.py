@@ -4,12 +4,16 @@ import contextlib
 import functools
 import importlib
 import os
+import threading
 from collections.abc import Iterator
 
 from threadpoolctl import ThreadpoolController
 
 # Whoever sets one of these has chosen.
 _CHOSEN_BY = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
+_lock = threading.Lock()
+_within = 0  # contexts open now, in all threads of the program
+_limit: contextlib.AbstractContextManager[object] | None = None
 
 
 @contextlib.contextmanager
@@ -25,8 +29,32 @@ def single_threaded_lapack() -> Iterator[None]:
     if any(name in os.environ for name in _CHOSEN_BY):
         yield
         return
-    with _controller().limit(limits=1, user_api="blas"):
+    _enter()
+    try:
         yield
+    finally:
+        _leave()
+
+
+def _enter() -> None:
+    """Set the limit, if no other thread has."""
+    # The limit belongs to the process: where two overlapped, the second to end once restored the "one thread" that it
+    # had found, for good.
+    global _within, _limit
+    with _lock:
+        if _within == 0:
+            _limit = _controller().limit(limits=1, user_api="blas")
+        _within += 1
+
+
+def _leave() -> None:
+    """Take the limit away, if no other thread is within."""
+    global _within, _limit
+    with _lock:
+        _within -= 1
+        if _within == 0 and _limit is not None:
+            _limit.__exit__(None, None, None)
+            _limit = None
 
 
 @functools.cache

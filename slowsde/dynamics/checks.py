@@ -25,17 +25,43 @@ def on_flat_coordinates(
     problem: AbstractProblem, optimizer: AGM, params: PyTree, route: str | Route = "auto"
 ) -> tuple[SlowSDE, Vector]:
     """The slow SDE and the flat vector of params, once problem, optimizer, noise and params are known to fit."""
+    sde, x = fitted(problem, optimizer, params, route)
+    check_numbers(sde, x)
+    return sde, x
+
+
+def fitted(
+    problem: AbstractProblem, optimizer: AGM, params: PyTree, route: str | Route = "auto"
+) -> tuple[SlowSDE, Vector]:
+    """As `on_flat_coordinates`, by forms and shapes alone: nothing is computed, and nothing compiled."""
     chart = Coordinates.of(params)
     x = ravel(params)
     sde = slow_sde(problem, optimizer, chart, route)
+    jax.eval_shape(sde.factor, x)  # raises on a factor of the wrong shape
+    return sde, x
+
+
+def check_numbers(sde: SlowSDE, x: Vector) -> None:
+    """ValueError unless loss, optimizer and noise have sensible values at x."""
     # The loss before the noise: a noise made of a loss that is not finite would be blamed for it.
     check_loss(sde.loss, x)
-    factor = jax.eval_shape(sde.factor, x)  # raises on a factor of the wrong shape
     if not is_traced(sde, x):
-        optimizer.check(chart, x)
+        sde.optimizer.check(sde.chart, x)
         if not np.isfinite(noise_size(sde, x)):
-            raise ValueError(f"The noise factor B of shape {factor.shape} is not finite at params.")
-    return sde, x
+            shape = jax.eval_shape(sde.factor, x).shape
+            raise ValueError(f"The noise factor B of shape {shape} is not finite at params.")
+
+
+def check_rank(rank: int | None, sde: SlowSDE) -> None:
+    """ValueError if H cannot have the rank that was given: with p parameters, and as many equations as residuals."""
+    if rank is None:
+        return
+    most, of = sde.chart.size, "parameters"
+    equations = getattr(sde.problem, "num_residuals", most)
+    if equations < most:
+        most, of = equations, "equations (residuals)"
+    if rank > most:
+        raise ValueError(f"rank={rank} is more than the number {most} of {of}. Pass rank=None to find it.")
 
 
 def check_state(sde: SlowSDE, v: PyTree, name: str = "v0") -> None:

@@ -18,7 +18,8 @@ from ..problems.route import Route
 from ..support import arguments
 from ..support.arguments import check_lr
 from ..support.clocks import SLOW
-from .frame import Outcome, Request, request, run
+from ..support.effort import MOST_STEPS, check_memory, check_steps, grid_needed
+from .frame import Outcome, Request, diverged, request, run
 from .trajectory import Trajectory
 
 SOLVERS = ("heun", "euler")
@@ -43,6 +44,8 @@ def conventional_sde(
     dtype: Any = "float64",
     throw: bool = True,
     progress: bool | None = None,
+    max_steps: int = MOST_STEPS,
+    memory: float | None = None,
 ) -> Trajectory:
     """Paths of the conventional SDE of an optimizer at learning rate η = lr, from params0 itself, in slow time t = kη².
 
@@ -56,8 +59,8 @@ def conventional_sde(
     vanish; `MinibatchNoise` has it.
 
     Args:
-        problem, optimizer, params0, t0, t1, v0, paths, key, save_at, metrics, route, dtype, throw, progress: as in
-            `run_discrete`; nothing is returned to Γ.
+        problem, optimizer, params0, t0, t1, v0, paths, key, save_at, metrics, route, dtype, throw, progress,
+            max_steps, memory: as in `run_discrete`; nothing is returned to Γ.
         lr: the learning rate η.
         solver: "heun", second order in the drift, so that with step η² its error is O(η) of the difference between
             this SDE and the optimizer; or "euler", Euler–Maruyama, which with one substep is the optimizer itself
@@ -86,14 +89,16 @@ def conventional_sde(
         dtype=dtype,
         throw=throw,
         progress=progress,
+        memory=memory,
     )
     lr = check_lr(lr)
-    if solver not in SOLVERS:
-        raise ValueError(f"solver={solver!r} is not one of {SOLVERS}.")
-    if not arguments.is_integer(substeps) or substeps < 1:
-        raise ValueError(f"substeps={substeps!r} must be a positive integer.")
+    arguments.choice("solver", solver, SOLVERS)
+    arguments.check_max_steps(max_steps)
     # One step of the optimizer takes dt = η² of slow time.
-    solve = partial(_solve, lr=lr, solver=solver, dt=lr**2 / int(substeps))
+    dt = lr**2 / arguments.check_paths(substeps, "substeps")
+    check_steps((asked.t1 - asked.t0) / dt, max_steps, f"lr={lr:g} to t1={t1:g}", "raise lr or lower t1 (t = k·lr²)")
+    check_memory(grid_needed(asked.t1 - asked.t0, dt), memory)
+    solve = partial(_solve, lr=lr, solver=solver, dt=dt)
     return run(asked, problem, optimizer, params0, v0, solve, "conventional SDE")
 
 
@@ -105,7 +110,9 @@ def _solve(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, lr: float, so
     model, noise = Conventional(sde, jnp.asarray(lr, x0.dtype)), (asked.key, asked.times, grid, dt)
     how = {"paths": asked.paths, "corrected": solver == "heun", "shown": asked.meter()}
     xs, vs = conventional_paths(model, (x0, v0), *noise, **how)
-    good = np.all(np.isfinite(xs), axis=-1)
-    result = np.where(np.all(good, axis=1), Result.SUCCESS, Result.NON_FINITE)
+    finite, ran_off = np.all(np.isfinite(xs), axis=-1), diverged(xs, x0)
+    good = finite & ~ran_off
+    lost = np.where(np.all(finite, axis=1), Result.DIVERGED, Result.NON_FINITE)
+    result = np.where(np.all(good, axis=1), Result.SUCCESS, lost)
     stats = {"clock": SLOW, "lr": lr, "solver": solver, "dt": dt, "num_steps": grid.size - 1}
     return Outcome(sde, asked.times, xs, vs, good, result, asked.times[np.argmin(good, axis=1)], stats)

@@ -18,10 +18,11 @@ from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE
 from ..metrics.sharpness import adaptive_sharpness
 from ..optimizers.agm import AGM
-from ..optimizers.sgd import sgd
+from ..optimizers.sgd import no_state, sgd
 from ..problems.abstract import AbstractProblem
-from ..support.arguments import check_lr
-from .frame import Outcome, Request, request, run
+from ..support.arguments import check_lr, check_max_steps, flag
+from ..support.effort import MOST_STEPS, check_steps
+from .frame import Outcome, Request, diverged, request, run
 from .steps import AGMStep, OptaxStep, State, agm_run, is_transformation, optax_run
 from .trajectory import Trajectory
 
@@ -46,6 +47,8 @@ def run_discrete(
     dtype: Any = "float64",
     throw: bool = True,
     progress: bool | None = None,
+    max_steps: int = MOST_STEPS,
+    memory: float | None = None,
 ) -> Trajectory:
     """`paths` independent runs of the optimizer itself at learning rate η = lr, k = t1/η² steps each.
 
@@ -74,6 +77,8 @@ def run_discrete(
             training loop say; None for a fresh one.
         like: with Optax, the AGM that describes it.
         project: whether to return the saved iterates to Γ.
+        max_steps: what a run may take, so that a slip in lr or t1 does not ask for years.
+        memory: bytes that it may take; None for those of this machine.
 
     Returns: `Trajectory` with leaves (paths, T, ...); `ts` are the true times kη². `stats` holds lr, b2 (where known),
         num_steps, residual (paths, T) of the saved iterates, and seconds. An iterate that does not return to Γ is NaN,
@@ -103,8 +108,12 @@ def run_discrete(
         dtype=dtype,
         throw=throw,
         progress=progress,
+        memory=memory,
     )
-    check_lr(lr)
+    lr = check_lr(lr)
+    check_max_steps(max_steps)
+    flag("project", project)
+    check_steps((asked.t1 - asked.t0) / lr**2, max_steps, f"lr={lr:g} to t1={t1:g}", "raise lr or lower t1 (t = k·lr²)")
     b2 = _second_momentum(agm, lr) if agm is optimizer else None
     if agm is not optimizer and like is None and adaptive_sharpness in asked.metrics.values():
         raise ValueError(
@@ -136,7 +145,8 @@ def _iterate(
         sde = _at_rank(sde, x0, state0[2], asked.rank)
     xs, vs = _run(sde, step, state0, asked.key, steps, paths=asked.paths, progress=asked.meter())
     finite = np.asarray(np.isfinite(xs).all(axis=-1))
-    xs, landed = _project(sde, xs, vs) if project else (xs, np.ones_like(finite))
+    ran_off = diverged(xs, x0)
+    xs, landed = _project(sde, xs, vs) if project else (xs, ~ran_off)
     good, ts = finite & landed, steps[1:] * lr**2
     stats = {
         "lr": float(lr),
@@ -145,12 +155,14 @@ def _iterate(
         "projected": project,
         "residual": _residuals(sde, xs),
     }
-    return Outcome(sde, ts, xs, vs, good, _codes(finite, landed), ts[np.argmin(good, axis=1)], stats)
+    codes = _codes(finite, landed, ran_off)
+    return Outcome(sde, ts, xs, vs, good, codes, ts[np.argmin(good, axis=1)], stats)
 
 
-def _codes(finite: np.ndarray, landed: np.ndarray) -> np.ndarray:
+def _codes(finite: np.ndarray, landed: np.ndarray, ran_off: np.ndarray) -> np.ndarray:
     """(paths,) `Result` codes."""
-    arrived = np.where(landed.all(axis=1), Result.SUCCESS, Result.LEFT_MANIFOLD)
+    lost = np.where(ran_off.any(axis=1), Result.DIVERGED, Result.LEFT_MANIFOLD)
+    arrived = np.where(landed.all(axis=1), Result.SUCCESS, lost)
     return np.where(finite.all(axis=1), arrived, Result.NON_FINITE)
 
 
@@ -174,6 +186,8 @@ def _described(optimizer: Any, like: AGM | None) -> AGM:
 def _second_momentum(optimizer: AGM, lr: float) -> float:
     if optimizer.quasi_static:
         raise ValueError("c=inf is a limit of the slow SDE; a discrete run needs a finite c = (1 − β2)/η².")
+    if optimizer.V is no_state:
+        return 0.0  # nothing is remembered by it, at any lr
     b2 = 1 - float(optimizer.c) * lr**2
     if b2 < 0:
         raise ValueError(f"lr={lr} is too large for c={optimizer.c}: β2 = 1 − cη² = {b2:.3g} is negative.")

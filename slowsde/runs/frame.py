@@ -25,10 +25,14 @@ from ..metrics.metric import Metric, check_metrics, evaluate
 from ..metrics.named import as_metrics
 from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
-from ..problems.route import Route
+from ..problems.route import Route, as_route
 from ..support import arguments
+from ..support.effort import check_memory
 from ..support.progress import meter
 from .trajectory import Trajectory, finish, repeated
+
+SAVED_STATS = 7  # numbers about a saved point: residual, rank, eigenvalues, ...
+FAR = 1e10  # how much larger than its start, or than 1, a path that diverged is
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Request:
     dtype: Any
     throw: bool
     progress: bool | None
+    memory: float | None  # bytes that the run may take; None for those of this machine
     started: float  # seconds, on the clock of `time.perf_counter`
 
     @property
@@ -74,6 +79,7 @@ def request(
     dtype: Any = "float64",
     throw: bool = True,
     progress: bool | None = None,
+    memory: float | None = None,
     may_rest: bool = False,
 ) -> Request:
     """The `Request`; ValueError on what no run can be asked. `given` are the other arguments whose values must be
@@ -81,7 +87,7 @@ def request(
     started = time.perf_counter()
     # First of all, as every other check looks at values.
     arguments.check_concrete(name, *given, t0, t1)
-    endless = may_rest and np.ndim(t1) == 0 and t1 == np.inf
+    endless = may_rest and arguments.is_number(t1) and t1 == np.inf
     if endless and np.ndim(save_at) > 0:
         raise ValueError(f"save_at={save_at}: a run to t1=inf has no end that is known before; pass a number of times.")
     return Request(
@@ -92,11 +98,12 @@ def request(
         paths=arguments.check_paths(paths),
         key=arguments.check_key(key),
         metrics=as_metrics(metrics),
-        route=route,
-        rank=rank,
+        route=as_route(route),
+        rank=arguments.as_given_rank(rank),
         dtype=dtype,
-        throw=throw,
-        progress=progress,
+        throw=arguments.flag("throw", throw),
+        progress=None if progress is None else arguments.flag("progress", progress),
+        memory=None if memory is None else arguments.number("memory", memory, "bytes.", above=0, infinite=True),
         started=started,
     )
 
@@ -122,10 +129,36 @@ def prepared(
     check_parameters(params0)
     with working_precision(asked.dtype) as precision:
         problem, optimizer, params0, v0 = cast((problem, optimizer, params0, v0), precision)
-        sde, x0 = checks.on_flat_coordinates(problem, optimizer, params0, asked.route)
+        sde, x0 = checks.fitted(problem, optimizer, params0, asked.route)
         check_metrics(asked.metrics, sde, x0, sde.state_shapes())
+        checks.check_rank(asked.rank, sde)
+        check_memory(memory_needed(asked, sde), asked.memory)
+        checks.check_numbers(sde, x0)
         # The yield is within the context: whatever a solve computes is in the working precision.
         yield sde, x0, v0
+
+
+def memory_needed(asked: Request, sde: SlowSDE) -> dict[str, tuple[float, str]]:
+    """{what: (bytes, remedy)} of the largest things that a run holds."""
+    p, of_state = sde.chart.size, sum(leaf.size for leaf in jax.tree.leaves(sde.state_shapes()))
+    size = np.dtype(asked.dtype).itemsize
+    # What is saved, twice: as it comes from a device, and in order.
+    each = p + of_state + len(asked.metrics) + SAVED_STATS
+    needed = {
+        f"{asked.paths:,} paths of {p:,} parameters at {asked.times.size:,} times": (
+            2.0 * size * asked.paths * asked.times.size * each,
+            "fewer paths, or fewer times in save_at",
+        )
+    }
+    if sde.loss.route == "dense":
+        needed[f"Hessians of {p:,} parameters"] = (
+            4.0 * size * p**2,
+            "the dense route is for up to about 2000 parameters; write the loss as LeastSquares or Classification",
+        )
+    if sde.problem.noise is not None and sde.diffuses:
+        columns = jax.eval_shape(sde.factor, jax.ShapeDtypeStruct((p,), asked.dtype)).shape[1]
+        needed[f"A noise factor B of {p:,} × {columns:,} numbers"] = (2.0 * size * p * columns, "fewer columns")
+    return needed
 
 
 def run(
@@ -160,6 +193,15 @@ def recorded(asked: Request, found: Outcome, label: str) -> Trajectory:
     # With compilation and metrics, from the call on.
     trajectory.stats["seconds"] = time.perf_counter() - asked.started
     return finish(trajectory, np.repeat(found.ended, copies), asked.throw)
+
+
+def diverged(xs: np.ndarray, x0: Any) -> np.ndarray:
+    """(paths, T) whether a path is 10¹⁰ times as far out as its start, or as 1: no number of it means anything, though
+    it is finite still (a run beyond the edge of stability was at 3·10⁸⁹ when it ended)."""
+    with np.errstate(over="ignore"):
+        far = np.abs(xs).max(axis=-1) > FAR * max(1.0, float(np.max(np.abs(np.asarray(x0)))))
+    # What has once been so far out does not come back.
+    return np.logical_or.accumulate(far, axis=1)
 
 
 def blanked(good: np.ndarray, saved: PyTree) -> PyTree:

@@ -26,6 +26,7 @@ from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
 from ..support import arguments
+from ..support.effort import check_memory, grid_needed
 from ..support.progress import step_meter
 from .frame import Outcome, Request, blanked, request, run
 from .trajectory import Trajectory
@@ -57,6 +58,7 @@ def simulate(
     dtype: Any = "float64",
     throw: bool = True,
     progress: bool | None = None,
+    memory: float | None = None,
 ) -> Trajectory:
     """Paths of the slow SDE for (ζ, v), from ζ(t0) = Φ_{S(v0)}(params0), on Γ at every step.
 
@@ -87,6 +89,7 @@ def simulate(
         dtype: "float64" or "float32".
         throw: raise `RunError` when a path fails; False returns what it had, with `Trajectory.result` codes.
         progress: show a progress line on stderr; None for only when it is a terminal.
+        memory: bytes that the run may take, or it is refused; None for those of this machine.
 
     Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds route, block, solver, rank and spectrum of H' at
         the start, start_distance |Φ(params0) − params0| (off Γ also its start_shares along eigenvectors of H', with
@@ -117,10 +120,16 @@ def simulate(
         dtype=dtype,
         throw=throw,
         progress=progress,
+        memory=memory,
     )
     # A run to rest has no length to divide.
     step = arguments.check_step(dt, t0, t0 + 1 if asked.endless else t1)
-    method = Method(solver, step, rtol, tol, max_steps)
+    arguments.choice("solver", solver, SOLVERS)
+    arguments.check_max_steps(max_steps)
+    if not asked.endless:
+        check_memory(grid_needed(t1 - t0, step), memory)
+    rtol, tol = arguments.check_tolerance("rtol", rtol), arguments.check_tolerance("tol", tol)
+    method = Method(solver, step, rtol, tol, int(max_steps))
     return run(asked, problem, optimizer, params0, v0, partial(_slow_paths, method=method), "slow")
 
 
@@ -235,9 +244,7 @@ def outcome_of(slow: SlowState, solved: Solved, about: dict[str, Any]) -> Outcom
 
 
 def check_solver(solver: str, sde: SlowSDE) -> None:
-    """ValueError unless `solver` exists and suits the noise and the metric."""
-    if solver not in SOLVERS:
-        raise ValueError(f"solver={solver!r} is not one of {SOLVERS}.")
+    """ValueError unless `solver` suits the noise and the metric."""
     # What diffuses takes Euler steps whatever was named, and the name would be ignored without a word.
     if solver in ("tsit5", "implicit") and sde.diffuses:
         raise ValueError(f"solver={solver!r} is for noise that does not diffuse (label noise); use 'auto' or 'euler'.")

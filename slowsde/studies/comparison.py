@@ -24,12 +24,13 @@ class Comparison:
     Attributes:
         ts: (T,) slow times, those of the discrete runs at which there is something to compare.
         slow_mean, discrete_mean: name -> (T,), over the paths that are finite at that time; NaN where there are none.
-        gap: name -> (T,), discrete mean − slow mean.
+        gap: name -> (T,), discrete mean − slow mean; of those observables alone that are finite in both somewhere after
+            the start (`missing` names the others).
         standard_error: name -> (T,), of the gap; NaN where one discrete path of several is left, 0 where there is one.
         slow, discrete: the trajectories compared.
         validity: whether the slow SDE may be trusted at the learning rate of the discrete runs; None if unknown.
         counts: name -> (T,), how many discrete paths were there.
-        missing: what of the discrete runs was left out, in words; "" for nothing.
+        missing: what was left out, in words: points of the discrete runs, observables; "" for nothing.
     """
 
     ts: np.ndarray
@@ -59,6 +60,8 @@ class Comparison:
             return "one discrete run: no error bars; run more paths to judge"
         if not np.isfinite(self.standard_error[name]).any():
             return f"one discrete run is left: no error bars; run more paths to judge{self._left_over(name)}"
+        if not np.isfinite(self.gap[name][1:]).any():
+            return f"nothing to judge: no time after the start at which both are finite{self._left_over(name)}"
         relative = self.relative_gap(name)
         percent = "" if np.isnan(relative) else f" ({100 * relative:.2g} % of its change)"
         worst = np.nanmax(np.abs(self.gap[name]))
@@ -134,6 +137,8 @@ class Comparison:
 
     def _rows(self, name: str) -> list[str]:
         there = np.flatnonzero(np.isfinite(self.gap[name]))
+        if not there.size:
+            return []
         rows = sorted({int(there[0]), int(there[len(there) // 2]), int(there[-1])})
         return [f"{name if row == rows[0] else '':<28}{self._row(name, row)}" for row in rows]
 
@@ -188,6 +193,10 @@ def compare(slow: Trajectory, discrete: Trajectory, validity: Validity | None = 
             f"slow covers t in [{slow.ts[0]:g}, {slow.ts[-1]:g}] and discrete [{discrete.ts[0]:g}, "
             f"{discrete.ts[-1]:g}]: no common times. Give both the same t1 and save_at."
         )
+    undefined = {name: _nowhere(name, slow, discrete) for name in names}
+    names = [name for name in names if not undefined[name]]
+    if not names:
+        raise ValueError(f"Nothing can be compared: {_joined(undefined)}.")
     moments = {name: _side_by_side(slow, discrete, name, slack) for name in names}
     there = inside & np.any([np.isfinite(found.slow + found.discrete) for found in moments.values()], axis=0)
     if not there.any():
@@ -205,8 +214,25 @@ def compare(slow: Trajectory, discrete: Trajectory, validity: Validity | None = 
         discrete=discrete,
         validity=validity,
         counts={name: found.count[there] for name, found in moments.items()},
-        missing=_left_out(discrete, inside, there),
+        missing="; ".join(filter(None, (_left_out(discrete, names, inside, there), _joined(undefined)))),
     )
+
+
+def _joined(reasons: dict[str, str]) -> str:
+    return "; ".join(filter(None, reasons.values()))
+
+
+def _nowhere(name: str, slow: Trajectory, discrete: Trajectory) -> str:
+    """Why an observable says nothing about the gap, in words; "" if it does."""
+    for run in (slow, discrete):
+        values = run.metrics[name][run.result == Result.SUCCESS]
+        if not values.size:  # every path failed: what there was until then may still be compared
+            values = run.metrics[name]
+        after = np.isfinite(values[:, 1:] if run.ts.size > 1 else values)
+        if not after.any():
+            why = "every path failed" if not (run.result == Result.SUCCESS).any() else "its paths are finite, it is not"
+            return f"{name} of the {run.label} trajectory is nowhere finite after the start ({why})"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -249,9 +275,9 @@ def _mean_and_error(trajectory: Trajectory, name: str) -> tuple[np.ndarray, np.n
     return mean, np.where((count > 1) | (trajectory.paths == 1), error, np.nan), count
 
 
-def _left_out(discrete: Trajectory, inside: np.ndarray, there: np.ndarray) -> str:
-    """Which of the discrete points within the common times are missing, and why."""
-    good = np.any([np.isfinite(values) for values in discrete.metrics.values()], axis=0)[:, inside]
+def _left_out(discrete: Trajectory, names: list[str], inside: np.ndarray, there: np.ndarray) -> str:
+    """Which of the discrete points within the common times are missing for some observable, and why."""
+    good = np.all([np.isfinite(discrete.metrics[name]) for name in names], axis=0)[:, inside]
     if good.all() and there[inside].all():
         return ""
     times, codes = discrete.ts[inside], np.unique(discrete.result[~good.all(axis=1)])

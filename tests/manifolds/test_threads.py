@@ -36,3 +36,18 @@ def test_who_has_chosen_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before = blas_threads()
     with working_precision("float64"):
         assert blas_threads() == before
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one core has one thread")
+@pytest.mark.usefixtures("nothing_chosen")
+def test_overlapping_contexts_leave_as_many_threads_as_before() -> None:
+    """Two threads of a program that compute at once: the first to start is the first to end."""
+    threads._controller()
+    before = blas_threads()
+    first, second = threads.single_threaded_lapack(), threads.single_threaded_lapack()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert blas_threads() == [1] * len(before)
+    second.__exit__(None, None, None)
+    assert blas_threads() == before

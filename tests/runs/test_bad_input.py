@@ -323,7 +323,7 @@ def test_an_unfit_rank(run, rank):
         run(rank=rank)
 
 
-@pytest.mark.parametrize("key", [0, "seed", np.zeros(3)])
+@pytest.mark.parametrize("key", [0.0, True, "seed", np.zeros(3)])
 def test_an_unfit_key(run, key):
     with pytest.raises(ValueError, match="key="):
         run(key=key)

@@ -158,3 +158,30 @@ def test_error_bars_too_wide_to_decide_leave_the_expectation() -> None:
     expected = ss.Validity(TIMES, 0.1, {"sharpness": np.full(6, 0.6)})
     few = pair(0.0, paths=8)  # 4 s.e. of about 0.14 in 0.63
     assert "do not trust" in ss.compare(few.slow, few.discrete, expected).table()
+
+
+def test_an_observable_that_is_nowhere_defined_does_not_agree() -> None:
+    """NaN exceeds no number of standard errors: it once was said to agree."""
+    slow, fast = pair(0.5).slow, pair(0.5).discrete
+    slow.metrics["r"] = np.full((1, 6), np.nan)
+    fast.metrics["r"] = np.ones((400, 6))
+    fast.metrics["s"] = np.where(TIMES > 0, np.nan, 1.0) * np.ones((400, 1))
+    slow.metrics["s"] = np.ones((1, 6))
+    compared = ss.compare(slow, fast)
+    assert list(compared.gap) == ["q"]
+    table = compared.table()
+    assert "agree" not in table
+    assert "nan" not in table
+    assert "r of the slow trajectory is nowhere finite after the start" in table
+    assert "s of the discrete trajectory is nowhere finite after the start" in table
+    del slow.metrics["q"]
+    with pytest.raises(ValueError, match="Nothing can be compared: r of the slow trajectory"):
+        ss.compare(slow, fast)
+
+
+def test_times_at_which_the_slow_observable_is_undefined_are_told() -> None:
+    slow, fast = pair(0.5).slow, pair(0.5).discrete
+    slow.metrics["q"][0, 1:5] = np.nan
+    slow.metrics["q"][0, 5] = np.nan
+    with pytest.raises(ValueError, match="nowhere finite"):
+        ss.compare(slow, fast)
