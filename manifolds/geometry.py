@@ -19,8 +19,9 @@ from .maps.limit_map import LimitPoint, ManifoldError, as_rank, check_limit, com
 from .maps.return_map import Returned, gauss_newton_return, rank_on_manifold
 from .metrics.abstract import AbstractMetric
 from .metrics.conversion import as_metric
-from .support.coordinates import Coordinates, ravel
+from .support.coordinates import Coordinates, check_finite, ravel
 from .support.precision import in_working_precision, is_traced
+from .support.user_functions import check_precision, check_signature, scalar_of, shown
 
 Loss = AbstractLoss | Callable[[PyTree], Any]
 
@@ -37,7 +38,7 @@ def limit(loss: Loss, x: PyTree, metric: Any = None, *, rank: int | None = None,
         >>> found.rank, found.distance
         (array(1), array(1.))
     """
-    return checked_limit(*_on_coordinates(loss, x, metric)[:3], rank, **options)
+    return checked_limit(*_on_coordinates(loss, x, metric, rank)[:3], rank, **options)
 
 
 @in_working_precision
@@ -59,7 +60,7 @@ def limit_map(loss: Loss, x: PyTree, metric: Any = None, *, rank: int | None = N
         >>> limit_map(lambda x: 0.25 * (x @ x - 1) ** 2, jnp.array([2.0, 0.0]))
         array([1., 0.])
     """
-    loss, x, metric, chart = _on_coordinates(loss, x, metric)
+    loss, x, metric, chart = _on_coordinates(loss, x, metric, rank)
     return chart.unravel(checked_limit(loss, x, metric, rank, **options).point)
 
 
@@ -84,7 +85,7 @@ def return_to_manifold(loss: Loss, x: PyTree, metric: Any = None, *, rank: int |
         >>> return_to_manifold(lambda x: 0.25 * (x @ x - 1) ** 2, jnp.array([1.1, 0.0]))
         array([1., 0.])
     """
-    loss, x, metric, chart = _on_coordinates(loss, x, metric)
+    loss, x, metric, chart = _on_coordinates(loss, x, metric, rank)
     # The rank must be that on Γ: at x, off Γ, tangential eigenvalues are as large as the distance. Counted there they
     # once made the return move along Γ, with a wrong second derivative.
     returned = _return(loss, x, metric, as_rank(rank, chart.size))
@@ -166,25 +167,26 @@ def _return(loss: AbstractLoss, x: Array, metric: AbstractMetric, rank: Array | 
     return gauss_newton_return(loss, x, metric, rank_on_manifold(loss, x, metric) if rank is None else rank)
 
 
-def _on_coordinates(loss: Loss, x: PyTree, metric: Any) -> tuple[AbstractLoss, Array, AbstractMetric, Coordinates]:
+def _on_coordinates(
+    loss: Loss, x: PyTree, metric: Any, rank: Any = None
+) -> tuple[AbstractLoss, Array, AbstractMetric, Coordinates]:
     chart = Coordinates.of(x)
+    check_finite(x)
     flat = ravel(x)
+    if not isinstance(loss, AbstractLoss) and not callable(loss):
+        raise ValueError(f"loss={shown(loss)} must be a function, loss(params) -> scalar, or a loss of manifolds.")
     loss = loss if isinstance(loss, AbstractLoss) else ScalarLoss(loss, like=chart)
+    # All that is known by forms first: the numbers of a loss take a program.
+    check_loss_form(loss, flat)
+    metric = as_metric(metric, chart.size)
+    as_rank(rank, chart.size)
     check_loss(loss, flat)
-    return loss, flat, as_metric(metric, chart.size), chart
+    return loss, flat, metric, chart
 
 
 def check_loss(loss: AbstractLoss, x: Float[Array, " p"]) -> None:
     """ValueError unless L is scalar, keeps the precision of x, and is finite with finite first two derivatives at x."""
-    shape = jax.eval_shape(loss.value, x)
-    if getattr(shape, "shape", None) != () or not jnp.issubdtype(shape.dtype, jnp.floating):
-        raise ValueError(f"loss must return a real scalar; at params it returns {shape}.")
-    # A cast to float32 inside would show in no value, but leave three digits in the third derivatives.
-    if shape.dtype != x.dtype:
-        raise ValueError(
-            f"loss returns {shape.dtype} for {x.dtype} parameters: it casts inside. Remove the cast, or pass "
-            f"dtype='{shape.dtype}'."
-        )
+    check_loss_form(loss, x)
     if is_traced(loss, x):
         return
     for name, finite in zip(("value", "gradient", "second derivative"), _finite_derivatives(loss, x), strict=True):
@@ -193,6 +195,13 @@ def check_loss(loss: AbstractLoss, x: Float[Array, " p"]) -> None:
                 f"The {name} of loss is not finite at params. Start where the loss is finite and twice "
                 "differentiable (beware of jnp.where around a singularity, and of sqrt and abs at 0)."
             )
+
+
+def check_loss_form(loss: AbstractLoss, x: Float[Array, " p"]) -> None:
+    """ValueError unless L is scalar and keeps the precision of x: by its form alone, nothing is computed."""
+    if isinstance(loss, ScalarLoss):
+        check_signature(loss.function, "loss(params)", 1)
+    check_precision(scalar_of(loss.value, "loss(params)", x), "loss", x.dtype)
 
 
 @eqx.filter_jit

@@ -62,9 +62,15 @@ class ManifoldError(ValueError):
 
 def as_rank(rank: Any, size: int) -> Int[Array, ""] | None:
     """The rank of H on Γ as an array, None for one that is to be counted. ValueError unless it is in 1, ..., p."""
-    if rank is not None and not is_traced(rank) and not (np.ndim(rank) == 0 and rank in range(1, size + 1)):
+    # Not `rank in range(...)`: True is in it, and 1.0.
+    if rank is not None and not is_traced(rank) and not (_is_integer(rank) and 1 <= rank <= size):
         raise ValueError(f"rank={rank!r} must be a positive integer, at most the number {size} of parameters, or None.")
     return None if rank is None else jnp.asarray(rank, int)
+
+
+def _is_integer(value: Any) -> bool:
+    array = np.asarray(value)
+    return array.ndim == 0 and array.dtype.kind in "iu"
 
 
 def limit_point(

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from ..support.precision import is_traced
 from .abstract import AbstractMetric
 from .dense import Dense
-from .diagonal import Diagonal, Identity
+from .diagonal import Diagonal, Identity, check_positive
 
 
 def as_metric(metric: Any, size: int) -> AbstractMetric:
@@ -41,19 +40,9 @@ def as_metric(metric: Any, size: int) -> AbstractMetric:
         return as_metric(Diagonal(metric), size)
     if found != size:
         raise ValueError(f"metric acts on {found} parameters, but params has {size}.")
-    if isinstance(metric, Diagonal) and not is_traced(metric):
-        _check_positive(np.asarray(metric.diagonal))
+    if isinstance(metric, Diagonal):
+        check_positive(metric.diagonal)
     return metric
-
-
-def _check_positive(diagonal: np.ndarray) -> None:
-    good = (diagonal > 0) & np.isfinite(diagonal)
-    if not good.all():
-        worst = int(np.argmin(good))
-        raise ValueError(
-            f"metric is not positive and finite: entry {worst} is {diagonal[worst]:.3g}. An adaptive metric 1/(√v+ε) "
-            "needs ε > 0 wherever v can vanish."
-        )
 
 
 def _unknown(metric: Any) -> ValueError:

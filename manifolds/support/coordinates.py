@@ -1,6 +1,6 @@
 """The flat chart x in R^p of a parameter pytree: everything geometric works on flat vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
+
+from .precision import is_traced, on_device
 
 
 @dataclass(frozen=True)
@@ -73,23 +75,49 @@ class Coordinates:
         return Coordinates(self.treedef, (None,) * len(shapes), shapes)
 
     def spread(self, tree: PyTree, name: str) -> Float[Array, " p"]:
-        """(p,) from a pytree like params whose leaves are numbers, or arrays that broadcast against those of params.
+        """(p,) from a pytree that fits params, see `fit`, with leaves that are numbers or arrays.
 
         ValueError, calling the tree `name`, if it does not fit.
         """
+        leaves = self.fit(tree, name)
+        shapes = [shape for shape in self.shapes if shape is not None]
+        return jnp.concatenate(
+            [jnp.ravel(jnp.broadcast_to(leaf, shape)) for leaf, shape in zip(leaves, shapes, strict=True)]
+        )
+
+    def fit(self, tree: PyTree, name: str) -> list[Any]:
+        """The leaf of `tree` for every array of params, each of which broadcasts against it: `tree` is like params, or
+        a prefix of it (one leaf for all that is below), or has leaves of the same names in other containers.
+
+        ValueError, calling the tree `name`, if it does not fit.
+        """
+        like = jtu.tree_unflatten(self.treedef, self._marked())
+        named = [(jtu.keystr(path), leaf.shape) for path, leaf in jtu.tree_flatten_with_path(like)[0]]
         try:
-            leaves = self.treedef.flatten_up_to(tree)
-            parts = [
-                jnp.ravel(jnp.broadcast_to(leaf, shape))
-                for leaf, shape in zip(leaves, self.shapes, strict=True)
-                if shape is not None
-            ]
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{name}={tree!r} does not fit params: give a number, or a pytree like params whose leaves are numbers "
-                f"or broadcast against its arrays ({error})."
-            ) from error
-        return jnp.concatenate(parts)
+            leaves = jtu.tree_leaves(jax.tree.broadcast(tree, like))
+        except ValueError:
+            # A dict for a FrozenDict: other containers, the same names.
+            given = {jtu.keystr(path): leaf for path, leaf in jtu.tree_flatten_with_path(tree)[0]}
+            if set(given) != {path for path, _ in named}:
+                raise ValueError(
+                    f"{name} does not fit params: it has leaves at {_listed(given)}, params at "
+                    f"{_listed(path for path, _ in named)}. Give a pytree like params, or a prefix of it."
+                ) from None
+            leaves = [given[path] for path, _ in named]
+        for (path, shape), leaf in zip(named, leaves, strict=True):
+            try:
+                fits = np.broadcast_shapes(jnp.shape(leaf), shape) == shape
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(
+                    f"{name} does not fit params: at {path or 'its root'} it has shape {jnp.shape(leaf)}, params "
+                    f"{shape}. Give one number, or an array that broadcasts."
+                )
+        return leaves
+
+    def _marked(self) -> list[Any]:
+        return [None if shape is None else _Shape(shape) for shape in self.shapes]
 
     def expand(self, tree: PyTree) -> Any:
         """The flat (p,) vector of a params-like `tree` whose leaves may lack trailing axes, over which they repeat: one
@@ -122,11 +150,27 @@ class Coordinates:
         return leaves
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """A leaf that stands for an array."""
+
+    shape: tuple[int, ...]
+
+
+def _listed(paths: Iterable[str]) -> str:
+    paths = list(paths)
+    return (", ".join(paths[:6]) or "none") + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
+
+
 def ravel(tree: PyTree) -> Any:
     """The array leaves of `tree`, flattened and concatenated."""
     leaves = [leaf for leaf in jtu.tree_leaves(tree) if eqx.is_array(leaf) or isinstance(leaf, np.ndarray)]
-    xp = np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp  # NumPy in, NumPy out: keeps float64
-    return xp.concatenate([xp.ravel(leaf) for leaf in leaves]) if leaves else jnp.zeros(0)
+    if all(isinstance(leaf, np.ndarray) for leaf in leaves):  # NumPy in, NumPy out: keeps float64
+        return np.concatenate([leaf.ravel() for leaf in leaves]) if leaves else on_device(np.zeros(0))
+    if is_traced(leaves):
+        return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+    # What is known is put together on the host: a program for each shape would be compiled, before any check.
+    return on_device(np.concatenate([np.ravel(leaf) for leaf in leaves]))
 
 
 def check_parameters(params: PyTree) -> None:
@@ -149,6 +193,23 @@ def check_parameters(params: PyTree) -> None:
         dtypes[name] = str(leaf.dtype)
     if not dtypes:
         raise ValueError(f"params has no array leaves: {jax.tree.structure(params)}.")
+    if not any(np.size(leaf) for leaf in jtu.tree_leaves(params) if isinstance(leaf, (jax.Array, np.ndarray))):
+        raise ValueError(f"params has no entries: its arrays have the shapes {_shapes(params)}.")
     if len(set(dtypes.values())) > 1:
         listing = ", ".join(f"{name}: {dtype}" for name, dtype in dtypes.items())
         raise ValueError(f"params mixes precisions ({listing}). Cast every leaf to one floating dtype.")
+
+
+def check_finite(params: PyTree) -> None:
+    """ValueError if an entry of params is NaN or infinite; what is traced is not looked at."""
+    for path, leaf in jtu.tree_flatten_with_path(params)[0]:
+        if not isinstance(leaf, (jax.Array, np.ndarray)) or is_traced(leaf):
+            continue
+        # On the host: a look at the device would be a program.
+        lost = np.count_nonzero(~np.isfinite(np.asarray(leaf, np.float64)))
+        if lost:
+            raise ValueError(f"params{jtu.keystr(path)} has {lost} entries that are NaN or infinite.")
+
+
+def _shapes(tree: PyTree) -> str:
+    return ", ".join(str(np.shape(leaf)) for leaf in jtu.tree_leaves(tree)[:6])

@@ -42,9 +42,19 @@ def cast(tree: PyTree, dtype: Any) -> PyTree:
         if _is_spread(leaf):
             leaf = jnp.asarray(np.asarray(leaf))
         is_array = eqx.is_array(leaf) or isinstance(leaf, (np.ndarray, np.generic))
-        return jnp.asarray(leaf, dtype) if is_array and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        if not (is_array and jnp.issubdtype(leaf.dtype, jnp.floating)):
+            return leaf
+        if is_traced(leaf) or (isinstance(leaf, jax.Array) and leaf.dtype == dtype):
+            return jnp.asarray(leaf, dtype)
+        return on_device(np.asarray(leaf).astype(dtype))
 
     return jtu.tree_map(one, tree)
+
+
+def on_device(array: np.ndarray) -> jax.Array:
+    """A NumPy array as one of JAX."""
+    # `jnp.asarray` compiles a program for every shape.
+    return jax.device_put(array)
 
 
 def _staged(leaf: Any) -> Any:
@@ -73,7 +83,7 @@ def working_precision(dtype: Any) -> Iterator[np.dtype]:
     Warns once in float32, whose rounding (1e-7) leaves about three digits in the third derivatives.
     """
     try:
-        dtype = np.dtype(dtype)
+        dtype = np.dtype("O" if dtype is None else dtype)  # NumPy takes None for float64
     except TypeError:
         raise ValueError(f"dtype={dtype!r} is not a dtype. Use 'float64' (the default) or 'float32'.") from None
     if dtype not in (np.dtype("float64"), np.dtype("float32")):

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+import manifolds as mf
 from manifolds.geometry import check_loss
 from manifolds.normal.normal_space import AbstractNormalSpace
-from manifolds.support.coordinates import Coordinates, ravel
+from manifolds.support.coordinates import Coordinates, check_finite, ravel
 from manifolds.support.precision import is_traced
+from manifolds.support.user_functions import check_signature
 
 from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
@@ -36,8 +38,14 @@ def fitted(
     """As `on_flat_coordinates`, by forms and shapes alone: nothing is computed, and nothing compiled."""
     chart = Coordinates.of(params)
     x = ravel(params)
+    check_finite(params)
     sde = slow_sde(problem, optimizer, chart, route)
-    jax.eval_shape(sde.factor, x)  # raises on a factor of the wrong shape
+    # Each raises where a shape is wrong.
+    jax.eval_shape(sde.factor, x)
+    check_signature(sde.optimizer.V, "V(gradient)", 1)
+    eqx.filter_eval_shape(sde.metric, sde.state_shapes())
+    if sde.optimizer.decays:
+        jax.eval_shape(lambda: sde.optimizer.decay(chart))
     return sde, x
 
 
@@ -66,20 +74,58 @@ def check_rank(rank: int | None, sde: SlowSDE) -> None:
 
 def check_state(sde: SlowSDE, v: PyTree, name: str = "v0") -> None:
     """ValueError unless v has the structure of an optimizer state and S(v) is a metric."""
+    check_state_form(sde, v, name)
+    # v = 0 with bias correction stands for "no gradient yet": S(0) is not asked for, and may be infinite.
+    if not is_traced(v) and not (sde.optimizer.bias_correction and is_zero(v)):
+        sde.metric(v)  # raises where S(v) is not positive and finite
+
+
+def is_zero(v: PyTree) -> bool:
+    """Whether every entry of v is zero, looked at on the host."""
+    return not any(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(v))
+
+
+def check_state_form(sde: SlowSDE, v: PyTree, name: str = "v0") -> None:
+    """ValueError unless v has the structure of an optimizer state, and no entry that none can have."""
     expected = sde.state_shapes()
-    shapes = jax.tree.map(jnp.shape, v)
-    if shapes != jax.tree.map(lambda leaf: leaf.shape, expected):
+    shapes, wanted = jax.tree.map(np.shape, v), jax.tree.map(lambda leaf: leaf.shape, expected)
+    if shapes != wanted:
         raise ValueError(
-            f"{name} has leaves of shape {shapes}, but this optimizer's state has "
-            f"{jax.tree.map(lambda leaf: leaf.shape, expected)}. Pass {name}=None for the equilibrium V(Σ)."
+            f"{name} has leaves of shape {shapes}, but this optimizer's state has {wanted}. Pass {name}=None for the "
+            "equilibrium V(Σ)."
         )
-    if not is_traced(v):
-        # Matrices in a state may be Shampoo's factors, whose entries have any sign; their metric is checked instead.
-        if any(not bool(jnp.all(jnp.isfinite(leaf) & (leaf >= 0))) for leaf in jax.tree.leaves(v) if leaf.ndim < 2):
-            raise ValueError(f"{name} must be finite and not negative.")
-        # v = 0 with bias correction stands for "no gradient yet": S(0) is not asked for, and may be infinite.
-        if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(v)) or not sde.optimizer.bias_correction:
-            sde.metric(v)  # raises where S(v) is not positive and finite
+    if is_traced(v):
+        return
+    # Matrices in a state may be Shampoo's factors, whose entries have any sign; their metric is checked instead. All on
+    # the host: a look at the device would be a program.
+    diagonal = isinstance(eqx.filter_eval_shape(sde.metric, expected), mf.Diagonal)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(v)]
+    if not all(np.all(np.isfinite(leaf) & (leaf >= 0)) for leaf in leaves if diagonal or leaf.ndim < 2):
+        raise ValueError(f"{name} must be finite and not negative.")
+
+
+PACES = 257  # times at which a schedule is looked at
+
+
+def check_pace(optimizer: AGM, t0: float, times: np.ndarray) -> None:
+    """ValueError unless the schedule is finite and positive on the whole run, as far as many times of it tell."""
+    if optimizer.schedule is None:
+        return
+    fine = np.linspace(t0, times[-1], PACES) if np.isfinite(times[-1]) else times
+    ts = np.union1d(fine, times)
+    paces = np.asarray(_paces(optimizer, ts))
+    bad = ~((paces > 0) & np.isfinite(paces))
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise ValueError(
+            f"schedule is {paces[first]:.3g} at t={ts[first]:.4g}: it must be positive and finite on the whole run, t "
+            f"from {t0:g} to {times[-1]:g}. End the run before, or bound the schedule from below."
+        )
+
+
+@eqx.filter_jit
+def _paces(optimizer: AGM, ts: Any) -> Array:
+    return jax.vmap(lambda t: jnp.asarray(optimizer.pace(t), float))(jnp.asarray(ts))
 
 
 class OffManifold(NamedTuple):

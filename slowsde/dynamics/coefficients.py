@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from manifolds.support.precision import in_working_precision, is_traced
+from manifolds.support.user_functions import shown
 
 from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
+from ..support.arguments import is_number
 from .checks import OffManifold, check_on_manifold, check_state, off_manifold, on_flat_coordinates
 from .slow_sde import SlowSDE, equilibrium
 
@@ -63,6 +65,8 @@ def coefficients(
         >>> c = coefficients(problem, adam(c=1.0), params)
         >>> jax.tree.map(jnp.shape, c.drift)
     """
+    if not (t is None or is_traced(t) or (is_number(t) and not np.isnan(t))):
+        raise ValueError(f"t={shown(t)} must be one slow time, or None for long after the start.")
     sde, x = on_flat_coordinates(problem, optimizer, params, route)
     v = equilibrium(sde, x) if v is None else v
     check_state(sde, v, "v")

@@ -21,6 +21,7 @@ from manifolds.metrics.damped import Damped
 from manifolds.metrics.diagonal import scale_rows
 from manifolds.normal.constraints import LOOSE
 from manifolds.support.coordinates import Coordinates, ravel
+from manifolds.support.user_functions import form_of, shown
 
 from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
@@ -110,7 +111,8 @@ class SlowSDE(eqx.Module):
         """The form of v, with the shapes of its leaves: that of V of a single gradient."""
         # V is a function of g, so that the state has the form of V(g): no point and no noise is needed to know it.
         gradient = jax.ShapeDtypeStruct((self.chart.size,), jnp.result_type(float))
-        return jax.eval_shape(lambda g: self.optimizer.V(self.chart.unravel_arrays(g)), gradient)
+        call = "V(gradient)"
+        return form_of(lambda g: self.optimizer.V(self.chart.unravel_arrays(g)), call, gradient, optional=True)
 
     def arranged(self, v: PyTree) -> PyTree:
         """v in the form of V(Σ), also if it is one second moment like params and the optimizer divides its own."""
@@ -304,10 +306,11 @@ def slow_sde(problem: AbstractProblem, optimizer: AGM, chart: Coordinates, route
     """The slow SDE of `optimizer` on `problem`; ValueError if the problem has no noise or an unsuitable one."""
     if not isinstance(problem, AbstractProblem):
         raise ValueError(
-            f"problem={problem!r} must be a Problem, LeastSquares, Classification, EmpiricalRisk or from_sympy(...)."
+            f"problem={shown(problem)} must be a Problem, LeastSquares, Classification, EmpiricalRisk or "
+            "from_sympy(...)."
         )
     if not isinstance(optimizer, AGM):
-        raise ValueError(f"optimizer={optimizer!r} must be an AGM, such as sgd(), adam(c=1.0) or AGM(V, S, c).")
+        raise ValueError(f"optimizer={shown(optimizer)} must be an AGM, such as sgd(), adam(c=1.0) or AGM(V, S, c).")
     # Refused here, before any shape is computed: without noise the slow clock stands still.
     if problem.noise is None:
         raise ValueError(
@@ -315,11 +318,13 @@ def slow_sde(problem: AbstractProblem, optimizer: AGM, chart: Coordinates, route
             "GaussianNoise(...) or MinibatchNoise(...) to the problem."
         )
     problem.noise.check(problem)
+    problem.check_form(chart)
     return SlowSDE(problem, _with_array_rates(optimizer), problem.flat_loss(chart, route))
 
 
 def _with_array_rates(optimizer: AGM) -> AGM:
     # Numbers as arrays, so that compiled code serves every c; an infinite c and no weight decay select other code.
-    c = optimizer.c if optimizer.quasi_static else jnp.asarray(optimizer.c)
-    decay = jax.tree.map(jnp.asarray, optimizer.weight_decay) if optimizer.decays else 0.0
-    return eqx.tree_at(lambda o: (o.c, o.b1, o.weight_decay), optimizer, (c, jnp.asarray(optimizer.b1), decay))
+    # `jnp.asarray` of a number would compile a program.
+    c = optimizer.c if optimizer.quasi_static else jax.device_put(optimizer.c)
+    decay = jax.device_put(optimizer.weight_decay) if optimizer.decays else 0.0
+    return eqx.tree_at(lambda o: (o.c, o.b1, o.weight_decay), optimizer, (c, jax.device_put(optimizer.b1), decay))

@@ -3,8 +3,8 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 import manifolds as mf
@@ -12,7 +12,7 @@ from manifolds.geometry import limit_map
 from manifolds.maps.limit_map import MAX_STEPS, LimitPoint, as_rank, check_limit, compiled_limit_point
 from manifolds.normal.normal_space import rank_tolerance
 from manifolds.support.coordinates import Coordinates
-from manifolds.support.precision import cast, working_precision
+from manifolds.support.precision import cast, on_device, working_precision
 
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
@@ -49,7 +49,7 @@ def to_manifold(
         problem, params, metric = cast((problem, params, metric), precision)
         chart = Coordinates.of(params)
         if metric is None:  # as a diagonal, so that what is compiled here serves Adam's metric too
-            metric = mf.Diagonal(jnp.ones(chart.size, precision))
+            metric = mf.Diagonal(on_device(np.ones(chart.size, precision)))
         options = {"max_steps": max_steps, "shown": step_meter("to_manifold", progress, max_steps), "what": "params"}
         return limit_map(problem.flat_loss(chart, route), params, metric, rank=rank, dtype=precision, **options)
 
@@ -65,7 +65,7 @@ def initial_state(sde: SlowSDE, x0: Array, v0: PyTree, t0: float) -> PyTree:
     v0 = sde.arranged(v0)
     checks.check_state(sde, v0)
     if sde.optimizer.bias_correction and t0 == 0:
-        if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(v0)):
+        if not checks.is_zero(v0):
             raise ValueError(
                 "v0 has no weight in a bias-corrected run from t0=0, which starts from v=0: leave v0=None, or pass the "
                 "slow time t0 = kη² at which v0/(1−β2^k) was read."

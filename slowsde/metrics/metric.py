@@ -12,10 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from manifolds.support.coordinates import Coordinates, ravel
 from manifolds.support.precision import in_working_precision
+from manifolds.support.user_functions import check_signature, form_of
 
 from ..dynamics.ensemble import map_points, points_in_block
 from ..dynamics.slow_sde import SlowSDE
@@ -44,17 +46,25 @@ class OfParams:
 
     function: Callable[[PyTree], Any]
 
-    def __call__(self, sde: SlowSDE, x: Vector, v: PyTree) -> Array:
-        return jnp.asarray(self.function(sde.chart.unravel(x)), x.dtype)
+    def __call__(self, sde: SlowSDE, x: Vector, v: PyTree) -> Any:
+        value = self.function(sde.chart.unravel(x))
+        # A cast would drop an imaginary part without a word; None and strings are for `check_metrics` to name.
+        known = isinstance(value, (jax.Array, np.ndarray, np.generic, int, float))
+        return jnp.asarray(value, x.dtype) if known and not jnp.iscomplexobj(value) else value
 
 
 def check_metrics(metrics: dict[str, Metric], sde: SlowSDE, x: Vector, v: PyTree) -> None:
     """ValueError unless each metric is a real scalar at (x, v)."""
     for name, metric in metrics.items():
         # By shapes, before the run: a metric that returns a vector would fail after all paths are computed.
-        shape = jax.eval_shape(lambda y, s, metric=metric: metric.function(sde, y, s), x, v)
-        if shape.shape != ():
-            raise ValueError(f"metrics[{name!r}] returns shape {shape.shape}; it must return a scalar.")
+        call = f"metrics[{name!r}](params)"
+        if isinstance(metric.function, OfParams):
+            check_signature(metric.function.function, call, 1)
+        found = form_of(lambda y, s, metric=metric: metric.function(sde, y, s), call, x, v)
+        if getattr(found, "shape", None) != ():
+            raise ValueError(f"metrics[{name!r}] returns shape {getattr(found, 'shape', found)}; it must be a scalar.")
+        if not jnp.issubdtype(found.dtype, jnp.floating):
+            raise ValueError(f"metrics[{name!r}] returns {found.dtype}; it must return a real scalar.")
 
 
 def evaluate(metrics: dict[str, Metric], sde: SlowSDE, xs: Any, vs: PyTree) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from manifolds.support.user_functions import shown
+
 from .metric import Metric, OfParams
 from .sharpness import (
     adaptive_largest_eigenvalue,
@@ -35,9 +37,16 @@ def as_metrics(metrics: Any) -> dict[str, Metric]:
     if isinstance(metrics, Mapping):
         return {str(name): _as_metric(name, entry) for name, entry in metrics.items()}
     if not isinstance(metrics, Sequence):
-        raise ValueError(f"metrics={metrics!r} must be names from slowsde.metrics or {{name: fn(params) -> scalar}}.")
+        raise ValueError(
+            f"metrics={shown(metrics)} must be names from slowsde.metrics or {{name: fn(params) -> scalar}}."
+        )
     found = [_as_metric(entry, entry) for entry in metrics]
-    return {metric.name: metric for metric in found}
+    names = [metric.name for metric in found]
+    for name in names:
+        # The second would take the place of the first without a word.
+        if names.count(name) > 1:
+            raise ValueError(f"metrics has two of the name {name!r}: name them apart, as {{'near': ..., 'far': ...}}.")
+    return dict(zip(names, found, strict=True))
 
 
 def _as_metric(name: Any, entry: Any) -> Metric:
@@ -54,4 +63,4 @@ def _as_metric(name: Any, entry: Any) -> Metric:
         return NAMED[entry]
     if callable(entry) and isinstance(name, str):
         return Metric(name, OfParams(entry))
-    raise ValueError(f"metrics: {entry!r} is neither a name, a Metric nor a function of params under a name.")
+    raise ValueError(f"metrics: {shown(entry)} is neither a name, a Metric nor a function of params under a name.")

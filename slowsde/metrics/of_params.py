@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from manifolds.support.coordinates import ravel
 
 from ..dynamics.slow_sde import SlowSDE
-from ..support.arguments import check_leading_axis
+from ..support.arguments import check_leading_axis, number
 from .metric import Metric, Vector
 
 
@@ -19,7 +19,13 @@ def distance(params: PyTree) -> Metric:
     """|θ − params|, the Euclidean distance from a given point."""
     # NumPy, as it is made before a run chooses its precision.
     origin = np.asarray(ravel(params))
-    return Metric("distance", lambda sde, x, v: jnp.linalg.norm(x - origin))
+
+    def length(sde: SlowSDE, x: Vector, v: PyTree) -> Array:
+        if origin.shape != x.shape:
+            raise ValueError(f"distance is to a point of {origin.size} parameters, but params has {x.size}.")
+        return jnp.linalg.norm(x - origin)
+
+    return Metric("distance", length)
 
 
 def accuracy(logits: Callable[[PyTree, PyTree], Any], inputs: PyTree, labels: Any) -> Metric:
@@ -37,10 +43,14 @@ def accuracy(logits: Callable[[PyTree, PyTree], Any], inputs: PyTree, labels: An
             f"labels has shape {classes.shape} and dtype {classes.dtype}; it must be (n,) class numbers. For targets "
             "(n, K) take their argmax along axis 1."
         )
+    if classes.size and classes.min() < 0:
+        raise ValueError(f"labels has the class {classes.min()}: class numbers are 0, 1, 2, ...")
     check_leading_axis((inputs, classes), "inputs and labels")
 
     def share(sde: SlowSDE, x: Vector, v: PyTree) -> Array:
         found = jax.vmap(logits, (None, 0))(sde.chart.unravel(x), inputs)
+        if classes.max() >= found.shape[-1]:
+            raise ValueError(f"labels has the class {classes.max()}, but logits returns {found.shape[-1]} of them.")
         return jnp.mean((jnp.argmax(found, axis=-1) == classes).astype(x.dtype))
 
     return Metric("accuracy", share)
@@ -63,8 +73,7 @@ def participation_ratio(function: Callable[[PyTree], Any] | None = None) -> Metr
 
 def sparsity(function: Callable[[PyTree], Any] | None = None, threshold: float = 1e-3) -> Metric:
     """The share of entries of a = function(params) (None: all parameters) with |a_i| ≤ threshold · max_j |a_j|."""
-    if not 0 <= threshold < 1:
-        raise ValueError(f"threshold={threshold} must lie in [0, 1), relative to the largest entry.")
+    threshold = number("threshold", threshold, "relative to the largest entry.", least=0, below=1)
 
     def share(sde: SlowSDE, x: Vector, v: PyTree) -> Array:
         sizes = jnp.abs(_entries(function, sde, x))

@@ -6,6 +6,7 @@ from jaxtyping import Array, PyTree
 import manifolds as mf
 
 from ..dynamics.slow_sde import SlowSDE
+from ..support.arguments import number
 from .metric import Metric, Vector
 
 
@@ -15,16 +16,14 @@ def _diagonal(sde: SlowSDE, x: Vector) -> Vector:
 
 def trace_power_diag_hessian(exponent: float) -> Metric:
     """tr Diag(H)^exponent: what AdamE-λ minimizes under label noise, at exponent 1 − λ."""
-    return Metric(
-        f"trace_power_diag_hessian({exponent})", lambda sde, x, v: jnp.sum(_diagonal(sde, x) ** float(exponent))
-    )
+    exponent = number("exponent", exponent, "AdamE-λ minimizes the one of 1 − λ.")
+    return Metric(f"trace_power_diag_hessian({exponent})", lambda sde, x, v: jnp.sum(_diagonal(sde, x) ** exponent))
 
 
 def gradient_norm(eps: float = 0.0) -> Metric:
     """‖∇L‖_{1,ε} = Σ_i √((∂_iL)² + ε), ε ≥ 0: the norm in the correction of `backward_error`; the 1-norm for ε = 0."""
-    if not eps >= 0:
-        raise ValueError(f"eps={eps} must not be negative.")
-    return Metric(f"gradient_norm({eps})", lambda sde, x, v: jnp.sum(jnp.sqrt(sde.loss.gradient(x) ** 2 + float(eps))))
+    eps = number("eps", eps, least=0)
+    return Metric(f"gradient_norm({eps})", lambda sde, x, v: jnp.sum(jnp.sqrt(sde.loss.gradient(x) ** 2 + eps)))
 
 
 def _r_med(sde: SlowSDE, x: Vector, v: PyTree) -> Array:

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 import manifolds as mf
 from manifolds.support.precision import is_traced
 
+from ..support.arguments import number
 from .agm import AGM, Settings
 
 
@@ -60,18 +61,13 @@ def adame(c: Any, lam: float, b1: float = 0.9, eps: float = 1e-8, **settings: Un
     Example:
         >>> adame(c=10.0, lam=0.75)
     """
-    if not 0 <= lam < 1:
-        raise ValueError(f"lam={lam} must lie in [0, 1).")
-    return AGM(square, PowerMetric(float(lam), checked_eps(eps)), c, b1, **settings)
+    lam = number("lam", lam, "λ = ½ is Adam.", least=0, below=1)
+    return AGM(square, PowerMetric(lam, checked_eps(eps)), c, b1, **settings)
 
 
 def checked_eps(eps: Any) -> Any:
     """ε as an array, so that compiled code serves every value; ValueError if it is negative."""
-    if is_traced(eps):
-        return eps
-    if not float(eps) >= 0:
-        raise ValueError(f"eps={eps} must not be negative.")
-    return np.asarray(eps, float)
+    return eps if is_traced(eps) else np.asarray(number("eps", eps, least=0))
 
 
 class _RootMetric(eqx.Module):
@@ -91,8 +87,4 @@ def adam_eps_inside(c: Any, b1: float = 0.9, eps: float = 1e-8, bias_correction:
         >>> optimizer = adam_eps_inside(slow_rate(lr=0.01, b2=0.95), eps=1e-2)
         >>> run_discrete(still, optimizer, params0, slow_time(100, 0.01), lr=0.01, paths=1, project=False)
     """
-    if not is_traced(eps) and not float(eps) >= 0:
-        raise ValueError(f"eps={eps} must not be negative.")
-    return AGM(
-        square, _RootMetric(eps if is_traced(eps) else np.asarray(eps, float)), c, b1, bias_correction=bias_correction
-    )
+    return AGM(square, _RootMetric(checked_eps(eps)), c, b1, bias_correction=bias_correction)

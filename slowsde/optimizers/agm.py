@@ -19,6 +19,9 @@ from jaxtyping import Array, Float, PyTree
 import manifolds as mf
 from manifolds.support.coordinates import Coordinates
 from manifolds.support.precision import is_traced
+from manifolds.support.user_functions import check_signature, form_of, shown
+
+from ..support.arguments import flag, function, number
 
 
 class Settings(TypedDict, total=False):
@@ -27,6 +30,8 @@ class Settings(TypedDict, total=False):
     bias_correction: bool
     weight_decay: Any
     schedule: Callable[[Any], Any] | None
+    mask: Any
+    mask: Any
 
 
 class AGM(eqx.Module):
@@ -42,11 +47,13 @@ class AGM(eqx.Module):
         bias_correction: what real Adam does, m/(1−β1^k) and v/(1−β2^k) after k steps from m = v = 0. States v below
             are then the corrected ones, those that S acts on, v̂ = v/(1−e^{−ct}), with dv̂ = c (V(Σ)−v̂)/(1−e^{−ct}) dt.
         weight_decay: decoupled, ω ≥ 0: θ ← θ − η²ω θ besides (AdamW's coefficient is ηω), a drift −Π ω ζ. A number, or
-            a params-like pytree of numbers or arrays.
+            a pytree of numbers or arrays like params, or a prefix of it.
         schedule: s(t) > 0, the learning rate at slow time t is η s(t): diffusion × s, drift × s², weight decay × s.
             None for 1.
+        mask: which parameters decay, as in Optax: a pytree of True and False like params, or a prefix of it, or a
+            function of params that returns one. None for all.
 
-    Raises ValueError for c ≤ 0, b1 outside [0, 1) or a negative weight decay.
+    Raises ValueError for c ≤ 0, b1 outside [0, 1), a negative weight decay, or a schedule that is no function of time.
 
     Example:
         >>> clipped = AGM(V=lambda g: jax.tree.map(jnp.square, g),
@@ -71,18 +78,17 @@ class AGM(eqx.Module):
         bias_correction: bool = False,
         weight_decay: Any = 0.0,
         schedule: Callable[[Any], Any] | None = None,
+        mask: Any = None,
     ):
-        # "not >" rather than "<=": NaN is refused too.
-        if not is_traced(c) and not float(c) > 0:
-            raise ValueError(f"c={c} must be positive: c = (1 − β2)/η², see slow_rate(lr, b2); jnp.inf is allowed.")
-        if not is_traced(b1) and not 0 <= float(b1) < 1:
-            raise ValueError(f"b1={b1} must lie in [0, 1).")
-        if not is_traced(weight_decay) and not all(np.all(np.asarray(w) >= 0) for w in jax.tree.leaves(weight_decay)):
-            raise ValueError(f"weight_decay={weight_decay} must not be negative.")
-        if not (schedule is None or callable(schedule)):
-            raise ValueError(f"schedule={schedule!r} must be a function s(t) of slow time, or None for a constant one.")
-        self.V, self.S, self.c, self.b1 = V, S, c, b1
-        self.bias_correction, self.weight_decay, self.schedule = bool(bias_correction), weight_decay, schedule
+        if not is_traced(c):
+            number("c", c, "c = (1 − β2)/η², see slow_rate(lr, b2); jnp.inf is allowed.", above=0, infinite=True)
+        if not is_traced(b1):
+            number("b1", b1, least=0, below=1)
+        self.V, self.S = function("V", V, "gradient -> state increment"), function("S", S, "state -> metric")
+        self.c, self.b1 = c, b1
+        self.bias_correction = flag("bias_correction", bias_correction)
+        self.weight_decay = checked_decay(weight_decay, mask)
+        self.schedule = checked_schedule(schedule)
 
     @property
     def quasi_static(self) -> bool:
@@ -154,8 +160,73 @@ class AGM(eqx.Module):
         self.metric(once, chart)
 
 
+class Masked(eqx.Module):
+    """A weight decay ω of some parameters only."""
+
+    rate: PyTree
+    mask: Any = eqx.field(static=True)  # a function of params, or (treedef, leaves) of a pytree of booleans
+
+    def kept(self, chart: Coordinates) -> Array:
+        """(p,) 1 for a parameter that decays, 0 for another."""
+        if callable(self.mask):
+            params = chart.unravel(np.zeros(chart.size))
+            mask = self.mask(params)
+            _check_booleans(mask, "what mask returns for params")
+        else:
+            treedef, leaves = self.mask
+            mask = jax.tree.unflatten(treedef, leaves)
+        return chart.spread(jax.tree.map(np.float64, mask), "mask").astype(float)
+
+
+def checked_decay(weight_decay: Any, mask: Any) -> Any:
+    """The weight decay that an optimizer keeps, `Masked` with a mask; ValueError for what is no weight decay."""
+    weight_decay = 0.0 if weight_decay is None else weight_decay
+    leaves = jax.tree.leaves(weight_decay)
+    if callable(weight_decay) or any(callable(leaf) or np.asarray(leaf).dtype.kind == "b" for leaf in _known(leaves)):
+        # A mask of booleans once passed for ω = 1, and changed a drift by a quarter.
+        raise ValueError(
+            f"weight_decay={shown(weight_decay)} must be a number, or a pytree of numbers: which parameters decay goes "
+            "into mask=, a pytree of True and False or a function of params, as in Optax."
+        )
+    for leaf in _known(leaves):
+        array = np.asarray(leaf)
+        if array.dtype.kind not in "iuf" or not np.all((array >= 0) & np.isfinite(array)):
+            raise ValueError(f"weight_decay={shown(weight_decay)} must not be negative, and finite numbers throughout.")
+    if mask is None:
+        return weight_decay
+    if callable(mask):
+        return Masked(weight_decay, mask)
+    _check_booleans(mask, "mask")
+    leaves, treedef = jax.tree.flatten(mask)
+    return Masked(weight_decay, (treedef, tuple(bool(leaf) for leaf in leaves)))
+
+
+def _known(leaves: list[Any]) -> list[Any]:
+    return [leaf for leaf in leaves if not is_traced(leaf)]
+
+
+def _check_booleans(mask: Any, name: str) -> None:
+    leaves = jax.tree.leaves(mask)
+    if not leaves or not all(np.ndim(leaf) == 0 and np.asarray(leaf).dtype.kind == "b" for leaf in leaves):
+        raise ValueError(f"{name}={shown(mask)} must be a pytree of True and False like params, or a function of them.")
+
+
+def checked_schedule(schedule: Any) -> Any:
+    """The schedule; ValueError unless it is a function from a time to one real number."""
+    if schedule is None:
+        return None
+    function("schedule", schedule, "s(t) of slow time, or None for a constant one")
+    check_signature(schedule, "schedule(t)", 1)
+    found = form_of(schedule, "schedule(t)", jax.ShapeDtypeStruct((), jnp.result_type(float)))
+    if getattr(found, "shape", None) != () or found.dtype.kind not in "iuf":
+        raise ValueError(f"schedule must return a real scalar; schedule(t) returns {found}.")
+    return schedule
+
+
 def flat_decay(weight_decay: PyTree, chart: Coordinates) -> Array:
     """ω on the flat coordinates of `chart`, () for a number."""
+    if isinstance(weight_decay, Masked):
+        return weight_decay.kept(chart) * flat_decay(weight_decay.rate, chart)
     # One number stays one: a (p,) of it would be carried through every step.
     if jax.tree.structure(weight_decay) == jax.tree.structure(0.0) and jnp.ndim(weight_decay) == 0:
         return jnp.asarray(weight_decay)
@@ -169,6 +240,5 @@ def slow_rate(lr: float, b2: float) -> float:
         >>> round(slow_rate(lr=1e-3, b2=0.999))
         1000
     """
-    if not (lr > 0 and 0 <= b2 < 1):
-        raise ValueError(f"slow_rate needs lr > 0 and b2 in [0, 1); got lr={lr}, b2={b2}.")
-    return (1 - b2) / lr**2
+    lr = number("lr", lr, "the learning rate η.", above=0)
+    return (1 - number("b2", b2, "β2 of a second moment.", least=0, below=1)) / lr**2

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, PyTree
 import manifolds as mf
 from manifolds.support.coordinates import Coordinates, ravel
 from manifolds.support.precision import is_traced
+from manifolds.support.user_functions import shown
 
+from ..support.arguments import is_finite, mapping
 from .agm import AGM, flat_decay
 from .sgd import no_state
 
@@ -35,7 +37,9 @@ def grouped(optimizers: Mapping[str, AGM], labels: PyTree, *, learning_rates: Ma
     Example:
         >>> grouped({"table": adam(c=1.0, eps=1e-4), "rest": adam(c=1.0)}, {"embedding": "table", "mlp": "rest"})
     """
-    return Grouped(optimizers, labels, learning_rates or {})
+    mapping("optimizers", optimizers, "{name: AGM}")
+    rates = {} if learning_rates is None else mapping("learning_rates", learning_rates, "{name: rate}")
+    return Grouped(optimizers, labels, rates)
 
 
 class Grouped(AGM):
@@ -139,7 +143,8 @@ def _label_of_leaves(labels: PyTree, params: PyTree) -> list[str]:
         named = jax.tree.map(lambda label, below: jax.tree.map(lambda _: label, below), labels, params)
     except ValueError as error:
         raise ValueError(
-            f"labels={labels!r} do not fit params: give a pytree of names like params, or a prefix of it ({error})."
+            f"labels={shown(labels)} do not fit params: give a pytree of names like params, or a prefix of it "
+            f"({error})."
         ) from error
     return jax.tree.leaves(named)
 
@@ -148,7 +153,7 @@ def _first_of_agreeing(optimizers: Mapping[str, AGM]) -> AGM:
     """An optimizer of the groups, one with a state if there is any, once they are known to agree."""
     for name, optimizer in optimizers.items():
         if not isinstance(optimizer, AGM):
-            raise ValueError(f"optimizers[{name!r}]={optimizer!r} must be an AGM, such as adam(c=1.0).")
+            raise ValueError(f"optimizers[{name!r}]={shown(optimizer)} must be an AGM, such as adam(c=1.0).")
     # c of SGD means nothing: a group with a state speaks for all.
     ranked = sorted(optimizers.values(), key=lambda optimizer: optimizer.V is no_state)
     if not ranked:
@@ -176,7 +181,8 @@ def _check_names(optimizers: Mapping[str, AGM], labels: PyTree, rates: Mapping[s
             "an optimizer, and every optimizer a label."
         )
     for name, rate in rates.items():
-        if name not in optimizers or not (np.ndim(rate) == 0 and np.isfinite(rate) and rate > 0):
+        if name not in optimizers or not (is_finite(rate) and rate > 0):
             raise ValueError(
-                f"learning_rates[{name!r}]={rate!r} must be a positive number for one of {sorted(optimizers)}."
+                f"learning_rates[{name!r}]={shown(rate)} must be a positive number for one of {sorted(optimizers)}. To "
+                "freeze a group leave it out of params: close over it in the loss."
             )

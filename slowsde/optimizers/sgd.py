@@ -12,7 +12,7 @@ from .agm import AGM, Settings
 def sgd(b1: float = 0.0, **settings: Unpack[Settings]) -> AGM:
     """Stochastic gradient descent with momentum b1: S = I, no state. Under label noise it minimizes tr H.
 
-    `settings` are the keywords bias_correction, weight_decay and schedule of `AGM`, here and in the others.
+    `settings` are the keywords bias_correction, weight_decay, mask and schedule of `AGM`, here and in the others.
 
     Example:
         >>> sgd().S(None)

@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 import manifolds as mf
+from manifolds.support.user_functions import shown
 
+from ..support.arguments import is_finite
 from .adam import checked_eps
 from .agm import AGM, Settings
 
@@ -40,8 +42,10 @@ def shampoo(c: Any, b1: float = 0.9, eps: float = 1e-8, exponent: float = 0.25, 
         >>> left.shape, right.shape
         ((2, 2), (3, 3))
     """
-    if not 0 < exponent <= 1:
-        raise ValueError(f"exponent={exponent} must lie in (0, 1]: 0.25 is the original Shampoo, 0.5 a later choice.")
+    if not (is_finite(exponent) and 0 < exponent <= 1):
+        raise ValueError(
+            f"exponent={shown(exponent)} must lie in (0, 1]: 0.25 is the original Shampoo, 0.5 a later choice."
+        )
     return AGM(outer_products, ShampooMetric(np.asarray(exponent, float), checked_eps(eps)), c, b1, **settings)
 
 

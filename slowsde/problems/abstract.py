@@ -12,12 +12,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 import manifolds as mf
 from manifolds.support.blocks import sum_in_blocks
 from manifolds.support.coordinates import Coordinates
+from manifolds.support.user_functions import check_precision, check_signature, form_of, shown
 
 from ..support.arguments import is_integer
 from .route import Route, as_route
@@ -27,6 +27,17 @@ class AbstractProblem(eqx.Module):
     """A loss and the noise of its stochastic gradients."""
 
     noise: eqx.AbstractVar["AbstractNoise | None"]  # a field of each problem, after its data
+
+    def __check_init__(self) -> None:
+        if not (self.noise is None or isinstance(self.noise, AbstractNoise)):
+            raise ValueError(
+                f"noise={shown(self.noise)} must be a noise model, such as LabelNoise(std), GaussianNoise(factor) or "
+                "MinibatchNoise(batch_size), or None."
+            )
+
+    @abc.abstractmethod
+    def check_form(self, chart: Coordinates) -> None:
+        """ValueError unless the user's function returns what it must, in the precision of params: by tracing alone."""
 
     @abc.abstractmethod
     def flat_loss(self, chart: Coordinates, route: "str | Route" = "auto") -> mf.AbstractLoss:
@@ -41,6 +52,15 @@ class AbstractSampledProblem(AbstractProblem):
     @abc.abstractmethod
     def datum_loss(self, params: PyTree, datum: PyTree) -> Any:
         """The loss of one sample."""
+
+    def form_of_output(
+        self, model: Callable[[PyTree, PyTree], Any], call: str, chart: Coordinates, data: PyTree
+    ) -> Any:
+        """The form of what `model` returns at params and the first of `data`, see `user_functions.form_of`."""
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)), data)
+        x = jax.ShapeDtypeStruct((chart.size,), jnp.result_type(float))
+        check_signature(model, call, 2)
+        return form_of(lambda x, datum: model(chart.unravel(x), datum), call, x, one)
 
     @property
     def num_samples(self) -> int:
@@ -91,12 +111,15 @@ class AbstractLabelledProblem(AbstractSampledProblem):
         # alone they would be broadcast, as they once were without a word.
         return mf.ScalarLoss(self.loss, like=chart) if name == "dense" else loss
 
-    def _output_shape(self, model: Callable[[PyTree, PyTree], Any], chart: Coordinates) -> tuple[int, ...]:
-        """The shape that `model` returns for one input."""
-        one = jax.tree.map(lambda leaf: leaf[0], self.inputs)
+    def _output_shape(self, model: Callable[[PyTree, PyTree], Any], call: str, chart: Coordinates) -> tuple[int, ...]:
+        """The shape that `model` returns for one input; ValueError unless that is one array of real numbers in the
+        precision of params."""
         # By shapes alone: calling a large model eagerly costs seconds.
-        point = jax.ShapeDtypeStruct((chart.size,), jnp.result_type(float))
-        return np.shape(jax.eval_shape(lambda x: model(chart.unravel(x), one), point))
+        found, name = self.form_of_output(model, call, chart, self.inputs), call.partition("(")[0]
+        if not (hasattr(found, "shape") and jnp.issubdtype(found.dtype, jnp.floating)):
+            raise ValueError(f"{name} must return real numbers, one array of them; {call} returns {found}.")
+        check_precision(found, name, jnp.result_type(float))
+        return found.shape
 
 
 def dense_loss(function: Callable[[PyTree], Any], chart: Coordinates, route: "str | Route") -> mf.ScalarLoss:

@@ -3,12 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import sympy
 from jaxtyping import PyTree
 
 import manifolds as mf
 from manifolds.support.coordinates import Coordinates
+from manifolds.support.user_functions import check_precision, check_signature, scalar_of
 
+from ..support.arguments import function
 from .abstract import AbstractNoise, AbstractProblem, dense_loss
 from .route import Route
 
@@ -26,8 +30,14 @@ class Problem(AbstractProblem):
     noise: "AbstractNoise | None"
 
     def __init__(self, loss: Callable[[PyTree], Any], noise: "AbstractNoise | None" = None):
-        self.loss = loss
+        self.loss = function("loss", loss, "loss(params) -> scalar")
         self.noise = noise
+
+    def check_form(self, chart: Coordinates) -> None:
+        check_signature(self.loss, "loss(params)", 1)
+        x = jax.ShapeDtypeStruct((chart.size,), jnp.result_type(float))
+        found = scalar_of(lambda x: self.loss(chart.unravel(x)), "loss(params)", x)
+        check_precision(found, "loss", x.dtype)
 
     def flat_loss(self, chart: Coordinates, route: "str | Route" = "auto") -> mf.AbstractLoss:
         return dense_loss(self.loss, chart, route)

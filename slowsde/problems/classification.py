@@ -11,7 +11,7 @@ from manifolds.losses.cross_entropy import kl_divergence
 from manifolds.support.coordinates import Coordinates
 from manifolds.support.precision import is_traced
 
-from ..support.arguments import check_leading_axis
+from ..support.arguments import check_data, check_leading_axis, function
 from .abstract import AbstractLabelledProblem, AbstractNoise
 
 
@@ -47,11 +47,16 @@ class Classification(AbstractLabelledProblem):
         targets: Any,
         noise: "AbstractNoise | None" = None,
     ):
+        check_data(inputs, "inputs")
+        check_data(targets, "targets")
         check_leading_axis((inputs, targets), "inputs and targets")
-        self.logits = logits
+        self.logits = function("logits", logits, "logits(params, x)")
         self.inputs = inputs
         self.targets = check_probabilities(targets)
         self.noise = noise
+
+    def check_form(self, chart: Coordinates) -> None:
+        self.least_squares_loss(chart)  # which has to know
 
     def datum_loss(self, params: PyTree, datum: PyTree) -> Float[Array, ""]:
         """KL(π ‖ softmax logits(params, x)); for a one-hot π that is −log of the probability of its class."""
@@ -63,7 +68,7 @@ class Classification(AbstractLabelledProblem):
         return self.targets.size - self.num_samples  # K − 1 a sample
 
     def least_squares_loss(self, chart: Coordinates, **route: Any) -> mf.CrossEntropyLoss:
-        found = self._output_shape(self.logits, chart)
+        found = self._output_shape(self.logits, "logits(params, x)", chart)
         if found != self.targets.shape[1:]:
             raise ValueError(
                 f"targets has shape {self.targets.shape}, but logits returns shape {found} for each of the "

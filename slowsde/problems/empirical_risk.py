@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..support.arguments import check_leading_axis
+from manifolds.support.coordinates import Coordinates
+from manifolds.support.user_functions import check_precision
+
+from ..support.arguments import check_data, check_leading_axis, function
 from .abstract import AbstractNoise, AbstractSampledProblem
 
 
@@ -25,10 +29,19 @@ class EmpiricalRisk(AbstractSampledProblem):
     def __init__(
         self, sample_loss: Callable[[PyTree, PyTree], Any], data: PyTree, noise: "AbstractNoise | None" = None
     ):
+        check_data(data, "data")
         check_leading_axis(data, "data")
-        self.sample_loss = sample_loss
+        self.sample_loss = function("sample_loss", sample_loss, "sample_loss(params, datum) -> scalar")
         self.data = data
         self.noise = noise
+
+    def check_form(self, chart: Coordinates) -> None:
+        # A mean would make a scalar of any array.
+        call = "sample_loss(params, datum)"
+        found = self.form_of_output(self.sample_loss, call, chart, self.data)
+        if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
+            raise ValueError(f"sample_loss must return a real scalar; {call} returns {found}.")
+        check_precision(found, "sample_loss", jnp.result_type(float))
 
     def datum_loss(self, params: PyTree, datum: PyTree) -> Any:
         """sample_loss(params, datum)."""

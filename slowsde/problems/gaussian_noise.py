@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from manifolds.support.coordinates import Coordinates
 from manifolds.support.precision import is_traced
+from manifolds.support.user_functions import shown
 
 from .abstract import AbstractNoise, AbstractProblem, Vector
 
@@ -27,7 +28,7 @@ class GaussianNoise(AbstractNoise):
 
     def __init__(self, factor: Any):
         # NumPy keeps float64 until a run casts it to its own precision.
-        self.function = factor if callable(factor) or is_traced(factor) else np.asarray(factor, float)
+        self.function = factor if callable(factor) or is_traced(factor) else _numbers(factor)
 
     def factor(self, problem: AbstractProblem, chart: Coordinates, x: Vector) -> Float[Array, "p r"]:
         factor = self.function(chart.unravel(x)) if callable(self.function) else self.function
@@ -49,3 +50,16 @@ class GaussianNoise(AbstractNoise):
 
     def check(self, problem: AbstractProblem) -> None:
         return None
+
+
+def _numbers(factor: Any) -> np.ndarray:
+    """A factor as an array; ValueError unless it is one of finite real numbers."""
+    try:
+        found = np.asarray(factor)
+    except ValueError:  # rows of several lengths
+        found = np.asarray("")
+    if found.dtype.kind not in "iuf" or not np.all(np.isfinite(found)):
+        raise ValueError(
+            f"factor={shown(factor)} must be a number σ, a (p, r) array of finite numbers, or a function of params."
+        )
+    return found.astype(float)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from manifolds.support.coordinates import Coordinates
 from manifolds.support.precision import is_traced
+from manifolds.support.user_functions import shown
 
 from .abstract import (
     AbstractLabelledProblem,
@@ -57,7 +58,7 @@ class LabelNoise(AbstractNoise):
     def __init__(self, std: Any = None, batch_size: int | None = None, kind: str = "rademacher"):
         check_batch_size(batch_size, optional=True)
         if kind not in ("rademacher", "normal"):
-            raise ValueError(f"kind={kind!r} is not 'rademacher' or 'normal'.")
+            raise ValueError(f"kind={shown(kind)} is not 'rademacher' or 'normal'.")
         unchecked = std is None or is_traced(std)
         self.std = std if unchecked else _deviations(std)
         # Kept beside std, which becomes one number where all are equal: only the shape tells whether it was meant as
@@ -156,12 +157,14 @@ class LabelNoise(AbstractNoise):
 def _deviations(std: Any) -> np.ndarray:
     """std as one number where it is the same throughout, so that Σ = αH, else as an array; ValueError if unfit."""
     try:
-        found = np.asarray(std, float)
+        given = np.asarray(std)
+        # Not strings of digits, and not True, which is no deviation.
+        found = given.astype(float) if given.dtype.kind in "iuf" else np.asarray(np.nan)
     except (TypeError, ValueError):
         found = np.asarray(np.nan)
     if not (np.all(np.isfinite(found)) and np.all(found >= 0) and np.any(found > 0)):
         raise ValueError(
-            f"std={std} must be a positive number, the standard deviation of the label noise, or an array of them, one "
-            "a sample, none negative and not all zero."
+            f"std={shown(std)} must be a positive number, the standard deviation of the label noise, or an array of "
+            "them, one a sample, none negative and not all zero."
         )
     return found.reshape(-1)[0, ...] if np.ptp(found) == 0 else found

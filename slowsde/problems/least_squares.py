@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 import manifolds as mf
 from manifolds.support.coordinates import Coordinates
 
-from ..support.arguments import check_leading_axis
+from ..support.arguments import as_array, check_data, check_leading_axis, function
 from .abstract import AbstractLabelledProblem, AbstractNoise
 
 
@@ -36,11 +36,16 @@ class LeastSquares(AbstractLabelledProblem):
         targets: Any,
         noise: "AbstractNoise | None" = None,
     ):
+        check_data(inputs, "inputs")
+        check_data(targets, "targets")
         check_leading_axis((inputs, targets), "inputs and targets")
-        self.predict = predict
+        self.predict = function("predict", predict, "predict(params, x)")
         self.inputs = inputs
-        self.targets = targets
+        self.targets = as_array(targets)
         self.noise = noise
+
+    def check_form(self, chart: Coordinates) -> None:
+        self.least_squares_loss(chart)  # which has to know
 
     def datum_loss(self, params: PyTree, datum: PyTree) -> Float[Array, ""]:
         """½|predict(params, x) − y|²."""
@@ -55,7 +60,7 @@ class LeastSquares(AbstractLabelledProblem):
 
     def least_squares_loss(self, chart: Coordinates, **route: Any) -> mf.LeastSquaresLoss:
         # Predictions (n, 1) against targets (n,) would broadcast to (n, n) without a word.
-        found = self._output_shape(self.predict, chart)
+        found = self._output_shape(self.predict, "predict(params, x)", chart)
         if np.prod(found) * self.num_samples != self.targets.size:
             raise ValueError(
                 f"targets has shape {self.targets.shape}, but predict returns shape {found} for each of the "

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from manifolds.support.arrays import nonzero
 from manifolds.support.coordinates import Coordinates, ravel
 from manifolds.support.precision import in_working_precision
+from manifolds.support.user_functions import shown
 
 from ..support.arguments import is_integer
 from .abstract import (
@@ -56,7 +57,7 @@ class SampledNoise(AbstractNoise):
         self, sample: Callable[[PyTree, PRNGKeyArray], PyTree], draws: int = 256, rank: int | None = None, seed: int = 0
     ):
         if not callable(sample):
-            raise ValueError(f"sample={sample!r} must be a function (params, key) -> stochastic gradient.")
+            raise ValueError(f"sample={shown(sample)} must be a function (params, key) -> stochastic gradient.")
         if not (is_integer(draws) and draws >= 2):
             raise ValueError(f"draws={draws!r} must be an integer of at least 2.")
         if rank is not None and not (is_integer(rank) and 1 <= rank <= draws):

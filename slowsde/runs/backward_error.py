@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from manifolds.support.coordinates import Coordinates, check_parameters, ravel
+from manifolds.support.coordinates import Coordinates, check_finite, check_parameters, ravel
 from manifolds.support.precision import cast, to_numpy, working_precision
 
 from ..dynamics.backward_flow import BackwardFlow, BatchLosses, follow
@@ -18,6 +18,7 @@ from ..problems.any_loss import Problem
 from ..support import arguments
 from ..support.arguments import check_lr
 from ..support.clocks import ODE
+from ..support.effort import MOST_STEPS, check_steps
 from .frame import Outcome, recorded, request
 from .trajectory import Trajectory
 
@@ -93,8 +94,13 @@ def backward_error(
         throw=throw,
     )
     lr, b1 = check_lr(lr), _check_numbers(method, b1, b2, eps)
+    arguments.flag("corrected", corrected)
+    arguments.flag("bias_correction", bias_correction)
+    arguments.check_tolerance("rtol", rtol)
+    check_steps(asked.t1 / lr, MOST_STEPS, f"lr={lr:g} to t1={t1:g}", "raise lr or lower t1 (t = k·lr)")
     steps = _saved_steps(asked.times, np.ndim(save_at) > 0, lr)
     check_parameters(params0)
+    check_finite(params0)
     with working_precision(dtype) as precision:
         params0 = cast(params0, precision)
         chart, x0 = Coordinates.of(params0), ravel(params0)
@@ -126,13 +132,10 @@ def _outcome(sde: SlowSDE, ts: np.ndarray, xs: np.ndarray, vs: Any, good: np.nda
 
 def _check_numbers(method: str, b1: float, b2: float, eps: float) -> float:
     """β, which is 0 for RMSProp; ValueError for numbers that make no method."""
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is not one of {METHODS}.")
+    arguments.choice("method", method, METHODS)
     for name, value in (("b1", b1), ("b2", b2)):
-        if not (arguments.is_finite(value) and 0 <= value < 1):
-            raise ValueError(f"{name}={value!r} must lie in [0, 1).")
-    if not (arguments.is_finite(eps) and eps > 0):
-        raise ValueError(f"eps={eps!r} must be positive: the flow divides by √((∂E)² + eps).")
+        arguments.number(name, value, least=0, below=1)
+    arguments.number("eps", eps, "the flow divides by √((∂E)² + eps).", above=0)
     return float(b1) if method == "adam" else 0.0
 
 

@@ -8,6 +8,8 @@ import dataclasses
 
 import numpy as np
 
+from manifolds.support.user_functions import shown
+
 from ..support.arguments import check_lr
 from ..support.clocks import ODE, SLOW, step_time
 from .trajectory import Trajectory
@@ -36,6 +38,8 @@ def on_ode_clock(trajectory: Trajectory, lr: float | None = None) -> Trajectory:
 
 
 def _on(clock: str, trajectory: Trajectory, lr: float | None) -> Trajectory:
+    if not isinstance(trajectory, Trajectory):
+        raise ValueError(f"trajectory={shown(trajectory)} must be a Trajectory.")
     now = clock_of(trajectory)
     if now == clock:
         return trajectory

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from manifolds.maps.limit_map import as_rank, check_limit, compiled_limit_point, limit_point
 from manifolds.metrics.abstract import AbstractMetric
+from manifolds.support.user_functions import shown
 
 from ..dynamics.ensemble import block_size, map_paths, map_points
 from ..dynamics.result import Result
@@ -121,7 +122,7 @@ def run_discrete(
         )
     settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": _saved_steps(asked.times, t0, lr)}
     iterate = partial(_iterate, project=project, **settings)
-    return run(asked, problem, agm, params0, v0, iterate, "discrete")
+    return run(asked, problem, agm, params0, v0, iterate, "discrete", own_state=agm is not optimizer)
 
 
 def _iterate(
@@ -170,14 +171,14 @@ def _described(optimizer: Any, like: AGM | None) -> AGM:
     """The AGM that `optimizer` is, or is like; plain gradient descent for an Optax transformation of unknown kind."""
     if like is not None and (isinstance(optimizer, AGM) or not isinstance(like, AGM)):
         raise ValueError(
-            f"like={like!r} must be the AGM that an Optax transformation is like, such as adam(c=1.0, "
+            f"like={shown(like)} must be the AGM that an Optax transformation is like, such as adam(c=1.0, "
             "bias_correction=True); leave it out where optimizer is an AGM itself."
         )
     if is_transformation(optimizer):
         return sgd() if like is None else like
     if not isinstance(optimizer, AGM):
         raise ValueError(
-            f"optimizer={optimizer!r} must be an AGM, such as sgd(), adam(c=1.0) or AGM(V, S, c), or an "
+            f"optimizer={shown(optimizer)} must be an AGM, such as sgd(), adam(c=1.0) or AGM(V, S, c), or an "
             "optax.GradientTransformation."
         )
     return optimizer

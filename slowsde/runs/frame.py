@@ -123,16 +123,30 @@ class Outcome(NamedTuple):
 
 @contextmanager
 def prepared(
-    asked: Request, problem: AbstractProblem, optimizer: AGM, params0: PyTree, v0: PyTree
+    asked: Request,
+    problem: AbstractProblem,
+    optimizer: AGM,
+    params0: PyTree,
+    v0: PyTree,
+    own_state: bool = False,
+    check: Callable[[SlowSDE], None] | None = None,
 ) -> Iterator[tuple[SlowSDE, Array, PyTree]]:
-    """In the working precision: the slow SDE of problem and optimizer, the flat params0, and v0, all of it cast."""
+    """In the working precision: the slow SDE of problem and optimizer, the flat params0, and v0, all of it cast.
+
+    Everything that can be checked by forms and shapes is, before anything is compiled. `own_state` says that v0 is not
+    the state of an `AGM`, and is left alone; `check` is the run's own."""
     check_parameters(params0)
     with working_precision(asked.dtype) as precision:
         problem, optimizer, params0, v0 = cast((problem, optimizer, params0, v0), precision)
         sde, x0 = checks.fitted(problem, optimizer, params0, asked.route)
         check_metrics(asked.metrics, sde, x0, sde.state_shapes())
+        if v0 is not None and not own_state:
+            checks.check_state_form(sde, sde.arranged(v0))
         checks.check_rank(asked.rank, sde)
+        if check is not None:
+            check(sde)
         check_memory(memory_needed(asked, sde), asked.memory)
+        checks.check_pace(optimizer, asked.t0, asked.times)
         checks.check_numbers(sde, x0)
         # The yield is within the context: whatever a solve computes is in the working precision.
         yield sde, x0, v0
@@ -169,9 +183,12 @@ def run(
     v0: PyTree,
     solve: Callable[[Request, SlowSDE, Array, PyTree], Outcome],
     label: str,
+    **how: Any,
 ) -> Trajectory:
-    """The trajectory of a run: prepared, solved, recorded. `RunError` where a path failed, if the request says so."""
-    with prepared(asked, problem, optimizer, params0, v0) as (sde, x0, v0):
+    """The trajectory of a run: prepared (`how` are keywords of `prepared`), solved, recorded.
+
+    `RunError` where a path failed, if the request says so."""
+    with prepared(asked, problem, optimizer, params0, v0, **how) as (sde, x0, v0):
         return recorded(asked, solve(asked, sde, x0, v0), label)
 
 
@@ -195,7 +212,7 @@ def recorded(asked: Request, found: Outcome, label: str) -> Trajectory:
     return finish(trajectory, np.repeat(found.ended, copies), asked.throw)
 
 
-def diverged(xs: np.ndarray, x0: Any) -> np.ndarray:
+def diverged(xs: Any, x0: Any) -> np.ndarray:
     """(paths, T) whether a path is 10¹⁰ times as far out as its start, or as 1: no number of it means anything, though
     it is finite still (a run beyond the edge of stability was at 3·10⁸⁹ when it ended)."""
     with np.errstate(over="ignore"):

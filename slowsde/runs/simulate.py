@@ -130,18 +130,15 @@ def simulate(
         check_memory(grid_needed(t1 - t0, step), memory)
     rtol, tol = arguments.check_tolerance("rtol", rtol), arguments.check_tolerance("tol", tol)
     method = Method(solver, step, rtol, tol, int(max_steps))
-    return run(asked, problem, optimizer, params0, v0, partial(_slow_paths, method=method), "slow")
+    solve, check = partial(_slow_paths, method=method), partial(_check_way, solver=solver, endless=asked.endless)
+    return run(asked, problem, optimizer, params0, v0, solve, "slow", check=check)
 
 
 def _slow_paths(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, method: Method) -> Outcome:
     """From Φ_{S(v0)}(x0) along the slow SDE: a flow to a time or to rest, or Euler steps with noise."""
-    check_solver(method.solver, sde)
-    if asked.endless:
-        check_rest(sde, method.solver)
     given = v0 is not None
     most = max(MAX_STEPS, method.max_steps // 10)
     shown = step_meter("to the manifold", asked.progress, most)
-    # After the checks: the way to Γ may be the longest part of a run.
     slow, start, v0 = start_on_manifold(sde, x0, v0, asked.rank, asked.t0, max_steps=most, shown=shown)
     state0, about = slow.initial(start.point, v0), _about_start(slow.sde, x0, start, v0)
     if given:
@@ -241,6 +238,12 @@ def outcome_of(slow: SlowState, solved: Solved, about: dict[str, Any]) -> Outcom
     route = {"route": sde.loss.route, "block": sde.loss.block(saved.x[0, 0])}
     stats = route | about | stats | blanked(good, to_numpy(along)) | settings
     return Outcome(sde, times, saved.x, saved.v, good, codes, np.asarray(ending.time), stats)
+
+
+def _check_way(sde: SlowSDE, solver: str, endless: bool) -> None:
+    check_solver(solver, sde)
+    if endless:
+        check_rest(sde, solver)
 
 
 def check_solver(solver: str, sde: SlowSDE) -> None:

@@ -5,9 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from manifolds.support.user_functions import shown
+
 from ..dynamics.result import Result
 from ..plot.comparisons import plot_comparison
 from ..plot.verdicts import shade_untrusted
+from ..runs.change_of_clock import clock_of
 from ..runs.trajectory import Trajectory
 from .order_fit import RESOLVED, ROUNDING
 from .validity import VERDICTS, Validity, validity_of_run
@@ -180,6 +183,7 @@ def compare(slow: Trajectory, discrete: Trajectory, validity: Validity | None = 
     Example:
         >>> print(compare(slow, fast).table())
     """
+    _check_sides(slow, discrete)
     names = [name for name in slow.metrics if name in discrete.metrics]
     if not names:
         raise ValueError(
@@ -216,6 +220,24 @@ def compare(slow: Trajectory, discrete: Trajectory, validity: Validity | None = 
         counts={name: found.count[there] for name, found in moments.items()},
         missing="; ".join(filter(None, (_left_out(discrete, names, inside, there), _joined(undefined)))),
     )
+
+
+def _check_sides(slow: Any, discrete: Any) -> None:
+    """ValueError unless one is a model and the other a discrete run, on one clock."""
+    for name, run in (("slow", slow), ("discrete", discrete)):
+        if not isinstance(run, Trajectory):
+            raise ValueError(f"{name}={shown(run)} must be a Trajectory.")
+    if slow.label == "discrete":
+        swapped = ": the two are swapped" if discrete.label != "discrete" else ""
+        raise ValueError(f"slow is a discrete trajectory{swapped}. Pass compare(slow, discrete).")
+    if discrete.label == "slow":
+        raise ValueError("discrete is a slow trajectory: pass a run of run_discrete as the second argument.")
+    clocks = clock_of(slow), clock_of(discrete)
+    if clocks[0] != clocks[1]:
+        raise ValueError(
+            f"slow is kept on the clock t = {clocks[0]}, discrete on t = {clocks[1]}: bring both to one, as by "
+            "on_slow_clock(trajectory)."
+        )
 
 
 def _joined(reasons: dict[str, str]) -> str:

@@ -9,11 +9,13 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from manifolds.support.coordinates import Coordinates, check_parameters
+from manifolds.support.user_functions import shown
 
 from ..dynamics.result import Result
 from ..dynamics.slow_sde import slow_sde
 from ..metrics.named import as_metrics
 from ..optimizers.agm import AGM
+from ..optimizers.sgd import no_state
 from ..plot.orders import plot_convergence
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
@@ -154,8 +156,9 @@ def convergence_study(
     named = as_metrics(observables)
     if not named:
         raise ValueError(f"observables={observables!r} is empty: name at least one, such as 'trace_hessian'.")
-    key = arguments.check_key(key)
+    base = arguments.check_key(key)
     check_parameters(params0)
+    arguments.check_tolerance("rtol", rtol)
     # Of a flow one path is the mean: more would be equal.
     diffuses = slow_sde(problem, optimizer, Coordinates.of(params0), route).diffuses
     copies = _slow_copies(slow_paths, counts) if diffuses else 1
@@ -168,10 +171,10 @@ def convergence_study(
     times, at = np.unique(ends, return_inverse=True)
     # Keys of their own for the slow paths and for every rate: runs that share noise would share errors, which the
     # covariance knows nothing of.
-    slowly = {"paths": copies, "key": jr.fold_in(key, 0), "solver": solver, "dt": dt, "rtol": rtol, **shared}
+    slowly = {"paths": copies, "key": jr.fold_in(base, 0), "solver": solver, "dt": dt, "rtol": rtol, **shared}
     slow = simulate(*where, times[-1], save_at=times, **slowly)
     runs = [
-        run_discrete(*where, end, save_at=[end], lr=lr, paths=count, key=jr.fold_in(key, 1 + index), **shared)
+        run_discrete(*where, end, save_at=[end], lr=lr, paths=count, key=jr.fold_in(base, 1 + index), **shared)
         for index, (end, lr, count) in enumerate(zip(ends.tolist(), rates.tolist(), counts.tolist(), strict=True))
     ]
     return study_of_runs(slow, at, runs)
@@ -211,18 +214,21 @@ def study_of_runs(slow: Trajectory, at: Sequence[int] | np.ndarray, runs: Sequen
 
 def _learning_rates(lrs: Any, optimizer: AGM, t1: float) -> np.ndarray:
     try:
-        rates = np.asarray(lrs, dtype=float)
+        rates = np.asarray(lrs)
+        rates = rates.astype(float) if rates.dtype.kind in "iuf" else np.zeros(0)
     except (TypeError, ValueError):
         rates = np.zeros(0)
     # All different: two equal ones determine no slope.
     if rates.ndim != 1 or not (np.isfinite(rates) & (rates > 0)).all() or np.unique(rates).size < max(2, rates.size):
-        raise ValueError(f"lrs={lrs!r} must be at least two different positive learning rates, such as (0.04, 0.02).")
+        raise ValueError(
+            f"lrs={shown(lrs)} must be at least two different positive learning rates, such as (0.04, 0.02)."
+        )
     if not isinstance(optimizer, AGM):
-        raise ValueError(f"optimizer={optimizer!r} must be an AGM, such as sgd(), adam(c=1.0) or AGM(V, S, c).")
+        raise ValueError(f"optimizer={shown(optimizer)} must be an AGM, such as sgd(), adam(c=1.0) or AGM(V, S, c).")
     if optimizer.quasi_static:
         raise ValueError("c=inf is a limit of the slow SDE; discrete runs need a finite c = (1 − β2)/η².")
     largest, c = float(rates.max()), float(optimizer.c)
-    if c * largest**2 > 1:
+    if c * largest**2 > 1 and optimizer.V is not no_state:
         raise ValueError(
             f"lrs contains {largest:g}, too large for c={c:g}: β2 = 1 − cη² is negative. Keep lrs below {c**-0.5:.3g}."
         )

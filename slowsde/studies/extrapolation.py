@@ -139,7 +139,7 @@ def weak_estimate(
         dtype=dtype,
         progress=progress,
     )
-    if paths < 2:
+    if asked.paths < 2:
         raise ValueError(f"paths={paths} must be at least 2: a single path has no standard error.")
     if not arguments.is_integer(levels) or not 2 <= levels <= 5:
         raise ValueError(f"levels={levels!r} must be an integer from 2 to 5, one for each step dt, dt/2, ...")

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from manifolds.support.precision import cast, to_numpy, working_precision
+from manifolds.support.user_functions import shown
 
 from ..dynamics import checks
 from ..dynamics.fast_motion import measure
@@ -341,10 +342,10 @@ def _too_early(ts: np.ndarray, motion: np.ndarray, h: float, c: float) -> np.nda
 
 def _check_run(slow: Any, lr: Any) -> None:
     if not isinstance(slow, Trajectory) or slow.label != "slow":
-        kind = f"a {slow.label} Trajectory" if isinstance(slow, Trajectory) else repr(slow)
+        kind = f"a {slow.label} Trajectory" if isinstance(slow, Trajectory) else shown(slow)
         raise ValueError(f"slow is {kind}; it must be a slow Trajectory, as simulate(...) returns it.")
     if not (arguments.is_finite(lr) and lr > 0):
-        raise ValueError(f"lr={lr!r} must be a positive number: the learning rate η of the discrete optimizer.")
+        raise ValueError(f"lr={shown(lr)} must be a positive number: the learning rate η of the discrete optimizer.")
 
 
 def _fitting(

@@ -11,14 +11,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from manifolds.support.precision import is_traced, within_jit
+from manifolds.support.user_functions import shown
 
 from .effort import check_memory
-
-
-def shown(value: Any) -> str:
-    """`value` as an error names it: short, and without the insides of what is traced."""
-    text = "a traced value" if is_traced(value) else " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:60]} ... ({type(value).__name__})"
 
 
 def number(
@@ -195,6 +190,11 @@ def check_data(tree: PyTree, name: str) -> None:
                 f"{label} has {np.count_nonzero(~finite)} entries that are NaN or infinite, the first at {where}: drop "
                 "those samples, or fill them in."
             )
+
+
+def as_array(value: Any) -> Any:
+    """`value` as it is if it is an array, of NumPy or JAX, else made one of NumPy."""
+    return value if hasattr(value, "dtype") else np.asarray(value)
 
 
 def check_step(dt: float | None, t0: float, t1: float) -> float:

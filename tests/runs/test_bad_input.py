@@ -166,9 +166,9 @@ def test_something_else_than_a_problem_or_an_optimizer(run):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ss.adam(c=0.0), r"c=0.0 must be positive"),
-        (lambda: ss.adam(c=-1.0), r"c=-1.0 must be positive"),
-        (lambda: ss.adam(c=np.nan), "c=nan must be positive"),
+        (lambda: ss.adam(c=0.0), r"c=0.0 must be a positive number: c = "),
+        (lambda: ss.adam(c=-1.0), r"c=-1.0 must be a positive number: c = "),
+        (lambda: ss.adam(c=np.nan), "c=nan must be a positive number: c = "),
         (lambda: ss.adam(c=1.0, b1=1.0), r"b1=1.0 must lie in \[0, 1\)"),
         (lambda: ss.sgd(b1=-0.1), r"b1=-0.1 must lie in \[0, 1\)"),
         (lambda: ss.adam(c=1.0, b1=np.nan), r"b1=nan must lie in \[0, 1\)"),
@@ -239,8 +239,8 @@ def test_an_unfit_state(run, v0, message):
         ({"x": np.ones(1), "y": np.ones(1, np.float32)}, "params mixes precisions"),
         ([0.1, 1.0], r"params\[0\] is the Python number 0.1"),
         ({}, "params has no array leaves"),
-        (np.array([np.nan, 1.0]), "is not finite at params"),
-        (np.array([np.inf, 1.0]), "is not finite at params"),
+        (np.array([np.nan, 1.0]), "params has 1 entries that are NaN or infinite"),
+        (np.array([np.inf, 1.0]), "params has 1 entries that are NaN or infinite"),
     ],
 )
 def test_unfit_params(run, params0, message):

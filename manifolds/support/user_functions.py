@@ -1,0 +1,104 @@
+"""Functions that users hand over, looked at before they are used: by tracing alone, which compiles nothing."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from .precision import is_traced
+
+
+def shown(value: Any) -> str:
+    """`value` as an error names it: short, and without the insides of what is traced."""
+    text = "a traced value" if is_traced(value) else " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:60]} ... ({type(value).__name__})"
+
+
+def form_of(function: Callable[..., Any], call: str, *like: Any, optional: bool = False) -> Any:
+    """The form of what `function` returns, a pytree of `jax.ShapeDtypeStruct`; `call` is how it is called, as
+    "loss(params)", and `like` are arguments, or their forms. `optional` allows None.
+
+    Raises ValueError with what to do where JAX cannot trace it. What the function itself raises comes through as it is,
+    with a note of what was being called.
+    """
+    name = call.partition("(")[0]
+    check_signature(function, call, len(like))
+
+    def called(*arguments: Any) -> Any:
+        value = function(*arguments)
+        leaves = jtu.tree_leaves(value)
+        if not all(_is_numeric(leaf) for leaf in leaves) or not (leaves or optional):
+            raise ValueError(f"{name} returns {shown(value)}: {call} must return numbers of JAX.")
+        return value
+
+    try:
+        return jax.eval_shape(called, *like)
+    except jax.errors.TracerArrayConversionError as error:
+        raise ValueError(
+            f"{name} calls NumPy on what it is given: use jax.numpy in {call}, or derivatives fail."
+        ) from error
+    except jax.errors.TracerBoolConversionError as error:
+        raise ValueError(
+            f"{name} branches in Python (if, while, and, max) on what it is given: use jnp.where, jnp.maximum or "
+            f"jax.lax.cond in {call}."
+        ) from error
+    except jax.errors.ConcretizationTypeError as error:
+        raise ValueError(
+            f"{name} turns what it is given into a Python number (float, int, .item()): leave it an array in {call}."
+        ) from error
+    except Exception as error:
+        _add_note(error, f"This was raised while {call} was called with {_forms(like)}.")
+        raise
+
+
+def scalar_of(function: Callable[..., Any], call: str, *like: Any) -> jax.ShapeDtypeStruct:
+    """`form_of` for a function that must return one real number: ValueError for others."""
+    found, name = form_of(function, call, *like), call.partition("(")[0]
+    # Shape first: of a pytree it is None.
+    if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(f"{name} must return a real scalar; {call} returns {_forms(found)}.")
+    return found
+
+
+def check_precision(found: Any, name: str, dtype: Any) -> None:
+    """ValueError unless a function of parameters keeps their precision."""
+    # A cast to float32 inside would show in no value, but leave three digits in the third derivatives.
+    if found.dtype != dtype:
+        raise ValueError(
+            f"{name} returns {found.dtype} for {dtype} parameters: it casts inside. Remove the cast (in Flax dtype= "
+            f"and param_dtype=), or pass dtype='float32' to the run if that is its precision."
+        )
+
+
+def _is_numeric(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)) and not (
+        isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind not in "biufc"
+    )
+
+
+def check_signature(function: Callable[..., Any], call: str, count: int) -> None:
+    """ValueError unless `function` takes `count` arguments, as `call` says."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built in functions do not tell
+        return
+    try:
+        signature.bind(*range(count))
+    except TypeError as error:
+        name, _, arguments = call.partition("(")
+        raise ValueError(f"{name} takes other arguments than ({arguments}: its signature is {signature}.") from error
+
+
+def _add_note(error: Exception, note: str) -> None:
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
+def _forms(tree: Any) -> str:
+    leaves = jtu.tree_leaves(tree)
+    text = ", ".join(f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in leaves[:6])
+    return text + (f" and {len(leaves) - 6} more" if len(leaves) > 6 else "")
