@@ -109,8 +109,8 @@ def _check_known(function: Callable[..., Any], expr: Any, count: int) -> None:
         found = jax.eval_shape(function, *[jax.ShapeDtypeStruct((), jnp.result_type(float))] * count)
     except (NameError, AttributeError, TypeError, NotImplementedError) as error:
         raise ValueError(
-            f"expr={shown(expr)} has a function that JAX does not have ({error}): write it by others, or write the loss "
-            "in JAX and use Problem."
+            f"expr={shown(expr)} has a function that JAX does not have ({error}): write it by others, or the loss "
+            "in JAX, for Problem."
         ) from error
     if jnp.issubdtype(jnp.result_type(found), jnp.complexfloating):
         raise ValueError(f"expr={shown(expr)} is not real.")

@@ -122,7 +122,17 @@ def run_discrete(
         )
     settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": _saved_steps(asked.times, t0, lr)}
     iterate = partial(_iterate, project=project, **settings)
-    return run(asked, problem, agm, params0, v0, iterate, "discrete", own_state=agm is not optimizer)
+    return run(
+        asked,
+        problem,
+        agm,
+        params0,
+        v0,
+        iterate,
+        "discrete",
+        own_state=agm is not optimizer,
+        described=agm is optimizer or like is not None,
+    )
 
 
 def _iterate(

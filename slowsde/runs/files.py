@@ -1,11 +1,132 @@
-"""The form of pytrees in a file: containers as JSON in the order of their leaves, so that nothing is pickled."""
+"""Files: written whole or not at all, read with every byte checked, and without pickles.
 
-from typing import Any
+A file is a .npz archive. Pytrees are kept as the arrays of their leaves, and their containers as JSON; a digest over
+all arrays tells whether what is read is what was written.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
+
+FORMAT = 2  # 1 had no checksum
+CHECKSUM = "checksum"
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` once it is whole: an interrupted run leaves the old file, or none.
+
+    A symbolic link is followed, a file keeps its mode and a new one gets that of the umask. OSError for a target that
+    may not be written.
+    """
+    target = Path(os.path.realpath(path))
+    mode = _mode(target)
+    _clear_orphans(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    descriptor, unnamed = _opened(temporary)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            if mode is not None:
+                os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+            if unnamed:
+                # With a `src_dir_fd`, of which an absolute path makes no use: without one Python's `link` gives a name
+                # to the symbolic link in /proc.
+                os.link(f"/proc/self/fd/{descriptor}", temporary, src_dir_fd=descriptor, follow_symlinks=True)
+        # In the same folder, as a move across file systems is no longer atomic.
+        os.replace(temporary, target)
+    # Also on Ctrl-C: a failed save once left its temporary file.
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _mode(target: Path) -> int | None:
+    """The mode that a file has, None for a new one; OSError where it may not be written."""
+    try:
+        mode = stat.S_IMODE(target.stat().st_mode)
+    except FileNotFoundError:
+        return None
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    # By its mode too: to root every file is writable.
+    if not mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH) or not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, "the file is read-only", str(target))
+    return mode
+
+
+def _opened(temporary: Path) -> tuple[int, bool]:
+    """A new file to write, and whether it has no name yet: a process that is killed then leaves nothing."""
+    with contextlib.suppress(AttributeError, OSError):
+        if os.path.isdir("/proc/self/fd"):
+            return os.open(temporary.parent, os.O_TMPFILE | os.O_RDWR, 0o666), True
+    return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666), False
+
+
+def _clear_orphans(target: Path) -> None:
+    """Remove the temporary files that processes left which are no more."""
+    for path in target.parent.glob(f".{target.name}.*.tmp"):
+        process = path.name.removesuffix(".tmp").rpartition(".")[2]
+        if process.isdigit() and not _is_alive(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return process != os.getpid()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An archive of arrays with a checksum over all of them, see `replaced`."""
+    with replaced(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **{CHECKSUM: np.array(checksum(arrays))}, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an archive by `write_arrays`, of this format or an older one; ValueError where it is damaged."""
+    content = io.BytesIO(path.read_bytes())
+    try:
+        with np.load(content, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+            header = json.loads(str(arrays["header"]))
+            number = header["format"]
+    # Whatever a damaged archive makes of its readers: BadZipFile, KeyError, zlib.error, struct.error, OSError ...
+    except Exception as error:
+        raise ValueError(f"{path} is damaged, or no file of Trajectory.save ({type(error).__name__}).") from error
+    if not isinstance(number, int) or number > FORMAT:
+        raise ValueError(f"{path} has format {number}, and this version of slowsde reads up to {FORMAT}: update it.")
+    if number > 1 and str(arrays.pop(CHECKSUM, "")) != checksum(arrays):
+        raise ValueError(f"{path} is damaged: its contents are not those that were written.")
+    return arrays
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """A digest of names, kinds, shapes and bytes."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        found.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, np.ndarray]]:

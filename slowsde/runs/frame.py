@@ -20,6 +20,7 @@ from manifolds.support.coordinates import check_parameters
 from manifolds.support.precision import cast, to_numpy, working_precision
 
 from ..dynamics import checks
+from ..dynamics.digest import differences, digests
 from ..dynamics.slow_sde import SlowSDE
 from ..metrics.metric import Metric, check_metrics, evaluate
 from ..metrics.named import as_metrics
@@ -29,6 +30,7 @@ from ..problems.route import Route, as_route
 from ..support import arguments
 from ..support.effort import check_memory
 from ..support.progress import meter
+from .files import is_array
 from .trajectory import Trajectory, finish, repeated
 
 SAVED_STATS = 7  # numbers about a saved point: residual, rank, eigenvalues, ...
@@ -108,6 +110,26 @@ def request(
     )
 
 
+def check_digest(problem: Any, optimizer: Any, trajectory: Trajectory, name: str) -> None:
+    """ValueError unless problem and optimizer are those that a trajectory belongs to, as far as it tells."""
+    kept = trajectory.stats.get("digest")
+    if not kept or not isinstance(problem, AbstractProblem) or not isinstance(optimizer, AGM):
+        return
+    first = jax.tree.map(lambda leaf: leaf[0, 0] if is_array(leaf) else leaf, trajectory.params)
+    try:
+        found = digests(problem, optimizer, first)
+    except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"problem does not fit {name}.params, with leaves of shapes {jax.tree.map(np.shape, first)}: {error}. Pass "
+            f"the problem of the run that {name} is."
+        ) from error
+    others = differences(kept, found)
+    if others:
+        raise ValueError(
+            f"{name} was made with {' and '.join(others)}: pass the problem and the optimizer of that run."
+        )
+
+
 class Outcome(NamedTuple):
     """What a solve found: the saved points of every path, and how each path ended."""
 
@@ -183,13 +205,17 @@ def run(
     v0: PyTree,
     solve: Callable[[Request, SlowSDE, Array, PyTree], Outcome],
     label: str,
+    described: bool = True,
     **how: Any,
 ) -> Trajectory:
     """The trajectory of a run: prepared (`how` are keywords of `prepared`), solved, recorded.
 
-    `RunError` where a path failed, if the request says so."""
-    with prepared(asked, problem, optimizer, params0, v0, **how) as (sde, x0, v0):
-        return recorded(asked, solve(asked, sde, x0, v0), label)
+    `described` says whether `optimizer` is what is run, or stands in for one that is not known. `RunError` where a path failed, if the request says so."""
+    given = problem, optimizer, params0
+    with prepared(asked, *given, v0, **how) as (sde, x0, v0):
+        found = solve(asked, sde, x0, v0)
+        found.stats["digest"] = digests(*given, known=described)
+        return recorded(asked, found, label)
 
 
 def recorded(asked: Request, found: Outcome, label: str) -> Trajectory:

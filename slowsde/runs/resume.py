@@ -23,8 +23,8 @@ from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
 from ..support import arguments
-from .frame import Outcome, Request, request, run
-from .simulate import outcome_of, simulate
+from .frame import Outcome, Request, check_digest, request, run
+from .simulate import key_stats, outcome_of, simulate
 from .trajectory import Trajectory
 
 
@@ -51,8 +51,8 @@ def resume(
     meets the same noise, too.
 
     Args:
-        problem, optimizer, save_at, metrics, route, dtype, throw, progress: as in `simulate`. The first two should be
-            those of the trajectory.
+        problem, optimizer, save_at, metrics, route, dtype, throw, progress: as in `simulate`. The first two must be
+            those of the trajectory (`stats["digest"]`).
         trajectory: a run of `simulate` (or `load`ed), none of whose paths failed; paths, v and t0 are those of its end.
         t1: slow time, after the last saved time.
         key, dt: None for those of the trajectory.
@@ -65,6 +65,7 @@ def resume(
         >>> rest = resume(problem, adam(c=2.0), half, 1.0, save_at=[1.0])
     """
     _check_resumable(trajectory)
+    check_digest(problem, optimizer, trajectory, "trajectory")
     stats, t0, paths = trajectory.stats, float(trajectory.ts[-1]), trajectory.paths
     ends, v = trajectory.final_params, jax.tree.map(lambda leaf: leaf[:, -1], trajectory.v)
     first, v0 = jax.tree.map(lambda leaf: leaf[0] if isinstance(leaf, np.ndarray) else leaf, (ends, v))
@@ -74,7 +75,8 @@ def resume(
     if stats["solver"] != "euler":  # a flow: all paths are equal
         return simulate(problem, optimizer, first, t1, v0=v0, solver=stats["solver"], **shared)
     # Kept in the trajectory as numbers: typed keys cannot be saved to a file.
-    key = jr.wrap_key_data(jnp.asarray(stats["key"], jnp.uint32)) if key is None else key
+    if key is None:
+        key = jr.wrap_key_data(jnp.asarray(stats["key"], jnp.uint32), impl=stats.get("key_kind"))
     asked = request("resume", (problem, optimizer), t1=t1, key=key, **shared)
     step = arguments.check_step(stats["dt"] if dt is None else dt, t0, t1)
     onward = partial(_onward, ends=ends, v=v, dt=step, about=stats)
@@ -100,7 +102,7 @@ def _onward(
     grid = step_grid(asked.times, asked.t0, asked.t1, dt)
     found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, shown=asked.meter())
     start = {name: about[name] for name in ("rank", "spectrum", "start_distance", "solver")}
-    start |= {"dt": dt, "key": np.asarray(jr.key_data(asked.key))}
+    start |= {"dt": dt, **key_stats(asked.key)}
     return outcome_of(slow, Solved(asked.times, *found, start), {})
 
 

@@ -158,9 +158,15 @@ def _euler_paths(asked: Request, slow: SlowState, state0: State, dt: float) -> S
     # Graded at a start from v = 0, in equal steps elsewhere.
     grid = step_grid(asked.times, asked.t0, asked.t1, dt, falling_time(slow, state0))
     # What `resume` needs to meet the same noise.
-    about = {"solver": "euler", "dt": dt, "key": np.asarray(jr.key_data(asked.key))}
+    about = {"solver": "euler", "dt": dt, **key_stats(asked.key)}
     found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, shown=asked.meter())
     return Solved(asked.times, *found, about)
+
+
+def key_stats(key: Any) -> dict[str, Any]:
+    """A random key as numbers, which files can hold, and the name of its implementation if it is a typed one."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return {"key": np.asarray(jr.key_data(key))} | ({"key_kind": str(jr.key_impl(key))} if typed else {})
 
 
 def _about_start(sde: SlowSDE, x0: Array, start: LimitPoint, v0: PyTree) -> dict[str, Any]:

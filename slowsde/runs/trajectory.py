@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from jaxtyping import PyTree
 from manifolds.support.coordinates import Coordinates
 
 from ..dynamics.result import Result
-from .files import describe, is_array, named_leaves, plain, rebuild
+from .files import FORMAT, describe, is_array, named_leaves, plain, read_arrays, rebuild, write_arrays
 
 
 class RunError(RuntimeError):
@@ -58,7 +57,10 @@ class Trajectory:
         return jax.tree.map(lambda leaf: leaf[:, -1] if is_array(leaf) else leaf, self.params)
 
     def to_xarray(self) -> Any:
-        """An xarray.Dataset: metrics (path, time), params and v leaves (path, time, ...). Needs the `files` extra."""
+        """An xarray.Dataset: metrics (path, time), params and v leaves (path, time, ...), stats that are arrays (stats.x).
+
+        Its `to_netcdf` and `to_zarr` work as they are. Needs the `files` extra.
+        """
         try:
             import xarray
         except ImportError as error:
@@ -70,31 +72,48 @@ class Trajectory:
                 axes = tuple(f"{group}{name}_{axis}" for axis in range(leaf.ndim - 2))
                 data[group + name] = (("path", "time", *axes), leaf)
         data["result"] = (("path",), self.result)
-        return xarray.Dataset(data, coords={"time": self.ts, "path": np.arange(self.paths)}, attrs=plain(self.stats))
+        attributes = {}
+        for name, value in self.stats.items():
+            if np.ndim(value):
+                data[f"stats.{name}"] = self._axes(name, np.asarray(value)), np.asarray(value)
+            else:
+                attributes[name] = _attribute(value)
+        return xarray.Dataset(data, coords={"time": self.ts, "path": np.arange(self.paths)}, attrs=attributes)
+
+    def _axes(self, name: str, array: np.ndarray) -> tuple[str, ...]:
+        """Names of the axes of an array among the stats."""
+        whole = (self.paths, self.ts.size)
+        first = ("path", "time") if array.shape == whole else ("path",) if array.shape == whole[:1] else ()
+        return (*first, *(f"stats.{name}_{axis}" for axis in range(array.ndim - len(first))))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write to `path` (a .npz file, no pickles), atomically; returns the path. Read it back with `load`."""
-        target = Path(path)
-        target = target if target.suffix == ".npz" else target.with_name(target.name + ".npz")
+        """Write to `path` (a .npz file, no pickles), atomically; returns the path. Read it back with `load`.
+
+        A symbolic link is followed; OSError for a file that is read-only.
+        """
+        target = _with_suffix(path)
         arrays = {"ts": self.ts, "result": self.result}
         arrays |= {f"metrics/{name}": values for name, values in self.metrics.items()}
         structure = {}
         for group, tree in (("params", self.params), ("v", self.v)):
             structure[group] = describe(tree)
             arrays |= {f"{group}/{i}": leaf for i, (_, leaf) in enumerate(named_leaves(tree))}
-        header = {"structure": structure, "stats": plain(self.stats), "label": self.label, "format": 1}
-        arrays["header"] = np.array(json.dumps(header))
-        # Written beside its place and moved there: a run that is interrupted leaves the old file, or none. In the same
-        # folder, as a move across file systems is no longer atomic.
-        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as file:
-            try:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-                os.replace(file.name, target)
-            # Also on Ctrl-C: a failed save once left its temporary file.
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        header = {"structure": structure, "stats": plain(self.stats), "label": self.label, "format": FORMAT}
+        write_arrays(target, arrays | {"header": np.array(json.dumps(header))})
         return target
+
+
+def _with_suffix(path: str | os.PathLike[str]) -> Path:
+    target = Path(path)
+    return target if target.suffix == ".npz" else target.with_name(target.name + ".npz")
+
+
+def _attribute(value: Any) -> Any:
+    """A number or text for an attribute of NetCDF or Zarr, which know no bool, None or dict."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, (int, float, str)) else json.dumps(value)
 
 
 def repeated(trajectory: Trajectory, copies: int) -> Trajectory:
@@ -141,24 +160,50 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Trajectory:
     """Read a `Trajectory` written by `Trajectory.save`.
 
     Dicts, lists, tuples and None are restored as they were; for other containers (an Equinox module) pass the params
-    of the run as `like`, of which v is one too if it was in the run, or get {path: leaf} dicts.
+    of the run as `like`, of which v is one too if it was in the run, or get {path: leaf} dicts. Files of older formats
+    are read too.
+
+    Raises ValueError for a file that is damaged, of a newer format, or none of `Trajectory.save`; OSError where there is
+    none.
 
     Example:
         >>> load(trajectory.save("run.npz")).metrics["loss"].shape
     """
-    # A pickle in a file from elsewhere could run code.
-    with np.load(path, allow_pickle=False) as file:
-        header = json.loads(str(file["header"]))
-        metrics = {name.removeprefix("metrics/"): file[name] for name in file.files if name.startswith("metrics/")}
-        trees, forms = {}, {}
-        for group in ("params", "v"):
-            leaves = [file[f"{group}/{i}"] for i in range(sum(name.startswith(group + "/") for name in file.files))]
-            trees[group] = rebuild(header["structure"][group], iter(leaves))
-            forms[group] = header["structure"][group], [leaf.shape for leaf in leaves]
-            if like is not None and forms[group] == forms["params"]:  # second moments are often like params
-                # The leaves in the order of the file, which is that of `like`.
-                flat = [leaf.reshape((*leaf.shape[:2], -1)) for leaf in leaves]
-                trees[group] = Coordinates.of(like).unravel(np.concatenate(flat, axis=-1))
-        return Trajectory(
-            file["ts"], trees["params"], trees["v"], metrics, header["stats"], file["result"], header["label"]
+    target = Path(path)
+    if not target.exists():  # the name that `save` was given
+        target = _with_suffix(path)
+    arrays = read_arrays(target)
+    try:
+        trajectory = _rebuilt(arrays, json.loads(str(arrays["header"])), like)
+    except (KeyError, IndexError, TypeError, StopIteration, RuntimeError) as error:
+        raise ValueError(f"{target} is no file of Trajectory.save: {error!r}.") from error
+    _check_shapes(target, trajectory)
+    return trajectory
+
+
+def _rebuilt(arrays: dict[str, np.ndarray], header: dict[str, Any], like: PyTree) -> Trajectory:
+    prefix = "metrics/"
+    metrics = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    trees, forms = {}, {}
+    for group in ("params", "v"):
+        leaves = [arrays[f"{group}/{i}"] for i in range(sum(name.startswith(group + "/") for name in arrays))]
+        trees[group] = rebuild(header["structure"][group], iter(leaves))
+        forms[group] = header["structure"][group], [leaf.shape for leaf in leaves]
+        if like is not None and forms[group] == forms["params"]:  # second moments are often like params
+            # The leaves in the order of the file, which is that of `like`.
+            flat = [leaf.reshape((*leaf.shape[:2], -1)) for leaf in leaves]
+            trees[group] = Coordinates.of(like).unravel(np.concatenate(flat, axis=-1))
+    ts, result = arrays["ts"], arrays["result"]
+    return Trajectory(ts, trees["params"], trees["v"], metrics, header["stats"], result, header["label"])
+
+
+def _check_shapes(target: Path, trajectory: Trajectory) -> None:
+    """ValueError unless all arrays of a file have as many paths and times."""
+    ts, result = trajectory.ts, trajectory.result
+    leaves = [("params" + name, leaf) for name, leaf in named_leaves(trajectory.params)]
+    leaves += [("v" + name, leaf) for name, leaf in named_leaves(trajectory.v)] + list(trajectory.metrics.items())
+    shapes = {name: leaf.shape for name, leaf in leaves}
+    if ts.ndim != 1 or result.ndim != 1 or any(s[:2] != (result.size, ts.size) for s in shapes.values()):
+        raise ValueError(
+            f"{target} holds {result.shape} paths and {ts.shape} times, but arrays of shapes {shapes}: they disagree."
         )

@@ -7,6 +7,7 @@ import numpy as np
 
 from manifolds.support.user_functions import shown
 
+from ..dynamics.digest import differences
 from ..dynamics.result import Result
 from ..plot.comparisons import plot_comparison
 from ..plot.verdicts import shade_untrusted
@@ -178,7 +179,7 @@ def compare(slow: Trajectory, discrete: Trajectory, validity: Validity | None = 
     stability, relaxation and momentum at the learning rate of the discrete runs, where they do. Where the measured gap
     says otherwise, the measurement has the last word (`Comparison.trust`).
 
-    Raises: ValueError if the two share no observable or do not overlap in time, or if nothing of one is finite.
+    Raises: ValueError if the two are not of one problem and one optimizer (`stats["digest"]`), share no observable or do not overlap in time, or if nothing of one is finite.
 
     Example:
         >>> print(compare(slow, fast).table())
@@ -238,6 +239,9 @@ def _check_sides(slow: Any, discrete: Any) -> None:
             f"slow is kept on the clock t = {clocks[0]}, discrete on t = {clocks[1]}: bring both to one, as by "
             "on_slow_clock(trajectory)."
         )
+    others = differences(slow.stats.get("digest"), discrete.stats.get("digest")) if slow.label == "slow" else []
+    if others:
+        raise ValueError(f"slow and discrete do not belong together: one is of {' and '.join(others)} than the other.")
 
 
 def _joined(reasons: dict[str, str]) -> str:

@@ -25,6 +25,7 @@ from ..optimizers.agm import AGM
 from ..plot.verdicts import plot_validity
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
+from ..runs.frame import check_digest
 from ..runs.simulate import starting_steps
 from ..runs.trajectory import Trajectory
 from ..support import arguments
@@ -221,6 +222,7 @@ def validity(
         >>> validity(problem, optimizer, slow, lr=0.01).verdict
     """
     _check_run(slow, lr)
+    check_digest(problem, optimizer, slow, "slow")
     paths, times = _chosen(slow)
     xs, vs = jax.tree.map(lambda leaf: leaf[paths][:, times], (_flat(slow), slow.v))
     with working_precision("float64") as precision:

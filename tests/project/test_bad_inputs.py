@@ -63,6 +63,7 @@ def trajectory(label: str = "slow", ts: Any = (0.0, 0.5, 1.0), paths: int = 2, *
     return ss.Trajectory(ts, np.ones((*shape, 2)), None, {"q": np.ones(shape)}, stats, np.zeros(paths, int), label)
 
 
+ONE = {"loss": "a", "noise": "a", "optimizer": "a", "jax": "1"}
 SLOW, FAST = trajectory(), trajectory("discrete", lr=0.1)
 
 
@@ -467,11 +468,8 @@ def results() -> Iterator[Row]:
         (trajectory(clock="k·lr"), FAST, "on_slow_clock"),
         (SLOW, trajectory("discrete", lr=0.1, clock="k·lr"), "on_slow_clock"),
         (trajectory(ts=(3.0, 4.0, 5.0)), FAST, "no common times"),
-        (
-            trajectory(digest={"problem": "a", "optimizer": "b"}),
-            trajectory("discrete", digest={"problem": "c"}),
-            "problem",
-        ),
+        (trajectory(digest=ONE), trajectory("discrete", digest=ONE | {"loss": "b"}), "of another loss or other data"),
+        (trajectory(digest=ONE), trajectory("discrete", digest=ONE | {"optimizer": "b"}), "of another optimizer"),
     ):
         yield functools.partial(ss.compare, slow, fast), said
     yield functools.partial(ss.validity, VALLEY, ADAM, FAST, 0.1), "slow is a discrete Trajectory"

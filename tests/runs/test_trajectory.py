@@ -128,7 +128,7 @@ def test_a_module_survives_a_file_with_like(module_run, tmp_path):
         np.testing.assert_array_equal(layer.bias, expected.bias)
     assert found.v is None
     # Adam's second moment is a module too; one value a block is not.
-    for v, kind in ((module_run.params, eqx.nn.MLP), (np.zeros((1, 3, 2)), np.ndarray)):
+    for v, kind in ((module_run.params, eqx.nn.MLP), (np.zeros((PATHS, TIMES, 2)), np.ndarray)):
         path = dataclasses.replace(module_run, v=v).save(tmp_path / "moments.npz")
         assert isinstance(ss.load(path, like=MLP).v, kind)
 
