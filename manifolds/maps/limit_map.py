@@ -135,7 +135,8 @@ def limit_point(
     return LimitPoint(
         point=point,
         distance=jnp.linalg.norm(point - x),
-        residual=loss.residual(point),
+        # A loss may turn NaN where its gradient does not.
+        residual=jnp.where(jnp.isfinite(loss.value(point)), loss.residual(point), jnp.nan),
         rank=rank,
         spectrum=loss.normal_space(point, metric).values,
         negative_curvature=loss.negative_curvature(point),
@@ -164,6 +165,12 @@ def check_limit(
     rank_for = rank_for or loss.rank_for
     spectrum = limit.spectrum
     finite = _finite(limit)
+    if not np.isfinite(limit.residual):
+        raise ManifoldError(
+            f"The loss or its gradient turns NaN or infinite on the way from {what}, at which it is finite, after "
+            f"{int(limit.num_steps)} steps: the model leaves the domain where it is defined (log, sqrt, a division, "
+            "jnp.where), or overflows. Start nearer to the minimizers, or mend it there."
+        )
     if finite and limit.negative_curvature < 0 and not bool(limit.too_long):
         raise ManifoldError(
             f"The gradient flow from {what} ends at a saddle: the Hessian there has the eigenvalue "

@@ -122,17 +122,9 @@ def run_discrete(
         )
     settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": _saved_steps(asked.times, t0, lr)}
     iterate = partial(_iterate, project=project, **settings)
-    return run(
-        asked,
-        problem,
-        agm,
-        params0,
-        v0,
-        iterate,
-        "discrete",
-        own_state=agm is not optimizer,
-        described=agm is optimizer or like is not None,
-    )
+    own, given = agm is optimizer, (problem, agm, params0, v0)
+    how = {"own_state": not own, "described": own or like is not None}
+    return run(asked, *given, iterate, "discrete", **how)
 
 
 def _iterate(

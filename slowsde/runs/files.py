@@ -26,7 +26,7 @@ CHECKSUM = "checksum"
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` once it is whole: an interrupted run leaves the old file, or none.
+    """A file to write, which takes the place of `path` once it is whole: what is interrupted leaves the old one.
 
     A symbolic link is followed, a file keeps its mode and a new one gets that of the umask. OSError for a target that
     may not be written.

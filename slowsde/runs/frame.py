@@ -6,6 +6,7 @@ A kind of run adds its own mathematics alone, a function solve(asked, sde, x0, v
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,7 +211,8 @@ def run(
 ) -> Trajectory:
     """The trajectory of a run: prepared (`how` are keywords of `prepared`), solved, recorded.
 
-    `described` says whether `optimizer` is what is run, or stands in for one that is not known. `RunError` where a path failed, if the request says so."""
+    `described` says whether `optimizer` is what is run, or stands in for one that is not known. `RunError` where a path
+    failed, if the request says so."""
     given = problem, optimizer, params0
     with prepared(asked, *given, v0, **how) as (sde, x0, v0):
         found = solve(asked, sde, x0, v0)
@@ -233,9 +235,25 @@ def recorded(asked: Request, found: Outcome, label: str) -> Trajectory:
     )
     copies = asked.paths // trajectory.paths  # of a flow one path is solved, as all are equal
     trajectory = repeated(trajectory, copies)
+    _tell_undefined(trajectory, np.repeat(np.asarray(found.good), copies, axis=0))
     # With compilation and metrics, from the call on.
     trajectory.stats["seconds"] = time.perf_counter() - asked.started
     return finish(trajectory, np.repeat(found.ended, copies), asked.throw)
+
+
+def _tell_undefined(trajectory: Trajectory, good: np.ndarray) -> None:
+    """A warning where a metric is NaN or infinite at points that are finite, and in `stats` at how many of them."""
+    counts = {name: int(np.sum(good & ~np.isfinite(values))) for name, values in trajectory.metrics.items()}
+    counts = {name: count for name, count in counts.items() if count}
+    trajectory.stats["undefined"] = counts
+    for name, count in counts.items():
+        first = trajectory.ts[np.any(good & ~np.isfinite(trajectory.metrics[name]), axis=0)][0]
+        warnings.warn(
+            f"metrics[{name!r}] is not finite at {count} of {int(good.sum())} points that are, from t={first:.4g} on: "
+            "means over paths leave them out.",
+            UserWarning,
+            stacklevel=5,  # the call of the run
+        )
 
 
 def diverged(xs: Any, x0: Any) -> np.ndarray:

@@ -57,7 +57,7 @@ class Trajectory:
         return jax.tree.map(lambda leaf: leaf[:, -1] if is_array(leaf) else leaf, self.params)
 
     def to_xarray(self) -> Any:
-        """An xarray.Dataset: metrics (path, time), params and v leaves (path, time, ...), stats that are arrays (stats.x).
+        """An xarray.Dataset: metrics (path, time), params and v leaves (path, time, ...), arrays among stats (stats.x).
 
         Its `to_netcdf` and `to_zarr` work as they are. Needs the `files` extra.
         """
@@ -163,8 +163,8 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Trajectory:
     of the run as `like`, of which v is one too if it was in the run, or get {path: leaf} dicts. Files of older formats
     are read too.
 
-    Raises ValueError for a file that is damaged, of a newer format, or none of `Trajectory.save`; OSError where there is
-    none.
+    Raises ValueError for a file that is damaged, of a newer format, or none of `Trajectory.save`; OSError where there
+    is none.
 
     Example:
         >>> load(trajectory.save("run.npz")).metrics["loss"].shape

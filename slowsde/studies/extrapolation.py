@@ -74,6 +74,9 @@ class WeakEstimate:
     def verdict(self, name: str) -> str:
         """One plain sentence on the bias that is left."""
         gap, spread = abs(self.difference[name]), self.difference_error[name]
+        lost = int(np.sum(~np.isfinite(self.values[name]).all(axis=0)))
+        if lost:
+            return f"no estimate: the observable is not finite on {lost} of {self.paths} paths"
         what = "the plain mean" if len(self.dts) == 2 else f"the estimate of order {len(self.dts) - 1}"
         seen = f"{what} at the finest step is off by {gap:.2g} (s.e. {spread:.1g})"
         if gap + 2 * spread < self.standard_error[name]:

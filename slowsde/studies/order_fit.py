@@ -75,6 +75,9 @@ def _refusal(
     if lost.any():
         clauses = []
         for i in np.flatnonzero(lost):
+            if not (np.isfinite(errors[i]) and np.isfinite(spread[i])):
+                clauses.append(f"lr={lrs[i]:g} (the observable is not finite there)")
+                continue
             if not RESOLVED * spread[i] > floor[i]:
                 clauses.append(f"lr={lrs[i]:g} ({errors[i]:.2g} is rounding: use a larger lr)")
                 continue

@@ -137,11 +137,12 @@ def outcomes(content: bytes, path: Path, bits: Any) -> dict[str, int]:
     for bit in bits:
         path.write_bytes(flipped(content, int(bit)))
         try:
-            assert same(ss.load(path), RUN), f"bit {bit} changes what is read without a word"
-            counts["the same"] += 1
-        except ValueError as error:
-            assert str(path) in str(error)
+            found = ss.load(path)
+        except ValueError:
             counts["refused"] += 1
+            continue
+        assert same(found, RUN), f"bit {bit} changes what is read without a word"
+        counts["the same"] += 1
     return counts
 
 
@@ -175,7 +176,7 @@ def test_what_is_no_file_of_ours_is_refused(tmp_path: Path) -> None:
     np.savez(archive, x=np.ones(2))
     np.savez(other, header=np.array(json.dumps({"format": 1})))
     for path in (text, archive, other):
-        with pytest.raises(ValueError, match="no file of Trajectory.save") as caught:
+        with pytest.raises(ValueError, match=r"no file of Trajectory\.save") as caught:
             ss.load(path)
         assert "pickle" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match="nothing"):
