@@ -167,7 +167,8 @@ def ravel(tree: PyTree) -> Any:
     leaves = [leaf for leaf in jtu.tree_leaves(tree) if eqx.is_array(leaf) or isinstance(leaf, np.ndarray)]
     if all(isinstance(leaf, np.ndarray) for leaf in leaves):  # NumPy in, NumPy out: keeps float64
         return np.concatenate([leaf.ravel() for leaf in leaves]) if leaves else on_device(np.zeros(0))
-    if is_traced(leaves):
+    # Where JAX's 64-bit flag is off, arrays of float64 keep it by JAX's own operations alone.
+    if is_traced(leaves) or any(jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype for leaf in leaves):
         return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
     # What is known is put together on the host: a program for each shape would be compiled, before any check.
     return on_device(np.concatenate([np.ravel(leaf) for leaf in leaves]))

@@ -98,8 +98,10 @@ def working_precision(dtype: Any) -> Iterator[np.dtype]:
         )
     # Here, as every computation begins so, and none is under way.
     spare_mappings()
-    # As a context: a library that sets the flag on import changes the results of everything else in the program.
-    with jax.enable_x64(dtype == np.dtype("float64")), single_threaded_lapack():
+    # As contexts: a library that sets flags on import changes the results of everything else in the program. Promotions
+    # are this code's own here, whatever a user asks of theirs.
+    promotions = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+    with jax.enable_x64(dtype == np.dtype("float64")), promotions[0], promotions[1], single_threaded_lapack():
         yield dtype
 
 

@@ -173,7 +173,7 @@ def compare(slow: Trajectory, discrete: Trajectory, validity: Validity | None = 
         s.e.² = Var(discrete)/paths + Var(slow)/paths
 
     The slow means are interpolated (monotone cubic) to the discrete times, which are whole steps; a slow run saved at
-    less than 5 times is compared at those alone. At every time the paths count whose observable is finite there, so that
+    fewer than 5 times is compared at those alone. At every time the paths count whose observable is finite, so that
     a path or a point that failed takes nothing else away; what was left out is told (`missing`), as are means over few
     paths by their standard errors.
 

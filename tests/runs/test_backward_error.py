@@ -181,7 +181,7 @@ def test_batches_may_be_one_function_and_params_any_pytree() -> None:
     [
         ({"lr": 0.0}, "lr=0.0 must be a positive number"),
         ({"b2": 1.0}, r"b2=1.0 must lie in \[0, 1\)"),
-        ({"eps": 0.0}, "eps=0.0 must be positive"),
+        ({"eps": 0.0}, "eps=0.0 must be a positive number"),
         ({"method": "sgd"}, "method='sgd' is not one of"),
         ({"t1": 1e-4}, "t1=0.0001 is less than one step"),
         ({"batches": 0}, "batches=0 must be a positive integer"),

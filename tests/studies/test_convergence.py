@@ -157,7 +157,7 @@ def test_no_order_is_given_for_rounding_errors() -> None:
         ({"lrs": (0.1, -0.1)}, "lrs="),
         ({"lrs": (0.1, np.nan)}, "lrs="),
         ({"lrs": "fast"}, "lrs="),
-        ({"lrs": (0.1, 2.0), "t1": 9.0}, "β2"),
+        ({"lrs": (0.1, 2.0), "t1": 9.0, "optimizer": ss.adam(c=1.0)}, "β2"),
         ({"lrs": (0.1, 0.9), "t1": 0.5}, "one step"),
         ({"paths": 1}, "paths="),
         ({"paths": (8, 1)}, "paths="),
