@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 import manifolds as mf
 from manifolds.geometry import check_loss
+from manifolds.maps.return_map import gauss_newton_return
 from manifolds.normal.normal_space import AbstractNormalSpace
 from manifolds.support.coordinates import Coordinates, check_finite, ravel
 from manifolds.support.precision import is_traced
@@ -104,6 +105,7 @@ def check_state_form(sde: SlowSDE, v: PyTree, name: str = "v0") -> None:
         raise ValueError(f"{name} must be finite and not negative.")
 
 
+STEEP = 1e4  # slopes over rounding that no rounding makes: x⁴ leaves 10⁶ and more
 PACES = 257  # times at which a schedule is looked at
 
 
@@ -146,7 +148,7 @@ def off_manifold(sde: SlowSDE, x: Vector, normal: Any) -> OffManifold:
         1 + jnp.linalg.norm(x),
         jnp.linalg.norm(sde.loss.newton_step(x, normal)),
         jnp.linalg.norm(metric.sqrt(sde.loss.gradient(x))),
-        largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x))),
+        jnp.abs(largest) * (1 + jnp.linalg.norm(metric.inv_sqrt(x))),
     )
 
 
@@ -165,6 +167,51 @@ def check_on_manifold(found: OffManifold) -> None:
         raise ValueError(
             f"params is not on the manifold of minimizers: the loss has a slope there ({float(found.slope):.3g}). Move "
             "it there first with manifolds.limit_map(loss, params, metric)."
+        )
+
+
+class Standing(NamedTuple):
+    """What a point where the loss has no slope stands on."""
+
+    negative: Float[Array, ""]  # the most negative eigenvalue of H, 0 for none
+    rank: Array
+    slope: Float[Array, ""]  # left after a step along the null space of H and a return, over what is rounding
+
+
+@eqx.filter_jit
+def standing(sde: SlowSDE, x: Vector, v: PyTree) -> Standing:
+    """See `Standing`: on a manifold of minimizers a short step along it leads to others."""
+    loss, metric = sde.loss, sde.metric(v)
+    normal = loss.normal_space(x, metric)
+    # A direction with no zero in it, so that no axis is favoured; a thousandth of the size of x.
+    along = normal.project(jnp.cos(1.0 + jnp.arange(x.size)).astype(x.dtype))
+    length = 1e-3 * (1 + jnp.linalg.norm(x)) / jnp.maximum(jnp.linalg.norm(along), jnp.finfo(x.dtype).tiny)
+    found = gauss_newton_return(loss, x + length * along, metric, normal.rank)
+    slope = jnp.linalg.norm(metric.sqrt(loss.gradient(found.point)))
+    rounding = jnp.finfo(x.dtype).eps * normal.largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x)))
+    return Standing(loss.negative_curvature(x), normal.rank, slope / rounding)
+
+
+def check_standing(found: Standing, size: int) -> None:
+    """ManifoldError unless a point is one of a manifold of minimizers of constant rank."""
+    if float(found.negative) < 0:
+        raise mf.ManifoldError(
+            f"params is a saddle or a maximum: the Hessian there has the eigenvalue {float(found.negative):.3g}. Move "
+            "it to the minimizers with manifolds.limit_map(loss, params, metric)."
+        )
+    if int(found.rank) == 0:
+        raise mf.ManifoldError(
+            "The Hessian vanishes at params: no direction is normal to Γ, and the slow SDE has none."
+        )
+    if int(found.rank) == size:
+        raise mf.ManifoldError(
+            f"params is an isolated minimizer: the Hessian has full rank {size}, and nothing is slow."
+        )
+    if float(found.slope) > STEEP:
+        raise mf.ManifoldError(
+            f"params is no regular point of a manifold of minimizers: {size - int(found.rank)} directions have no "
+            "curvature, but a short step along them leaves the minimizers (degenerate ones, or several manifolds that "
+            "cross). Take a point off the crossing."
         )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+import manifolds as mf
 from manifolds.support.precision import in_working_precision, is_traced
 from manifolds.support.user_functions import shown
 
@@ -15,7 +16,15 @@ from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
 from ..support.arguments import is_number
-from .checks import OffManifold, check_on_manifold, check_state, off_manifold, on_flat_coordinates
+from .checks import (
+    OffManifold,
+    check_on_manifold,
+    check_standing,
+    check_state,
+    off_manifold,
+    on_flat_coordinates,
+    standing,
+)
 from .slow_sde import SlowSDE, equilibrium
 
 Vector = Float[Array, " p"]
@@ -59,7 +68,8 @@ def coefficients(
         route: a `Route` or its name, as in `simulate`.
 
     Returns: `Coefficients`, per unit of slow time t = kη². Works under jit and vmap.
-    Raises: ValueError on bad input or if params is not on Γ.
+    Raises: ValueError on bad input, if params is not on Γ, or if there is no Γ: at a saddle, a maximum, an isolated
+        minimum, or where minimizers are degenerate or cross.
 
     Example:
         >>> c = coefficients(problem, adam(c=1.0), params)
@@ -77,6 +87,8 @@ def coefficients(
     found, off = _coefficients(sde, x, v, jnp.asarray(jnp.inf if t is None else t, x.dtype))
     if not is_traced(found):
         check_on_manifold(off)
+        if isinstance(sde.loss, mf.ScalarLoss):  # residuals that vanish leave no slope of these kinds
+            check_standing(standing(sde, x, v), x.size)
     if sde.diffuses:
         return found
     shape = jax.eval_shape(sde.factor, x).shape

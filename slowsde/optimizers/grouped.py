@@ -174,6 +174,8 @@ def _first_of_agreeing(optimizers: Mapping[str, AGM]) -> AGM:
 
 
 def _check_names(optimizers: Mapping[str, AGM], labels: PyTree, rates: Mapping[str, float]) -> None:
+    if not all(isinstance(label, str) for label in jax.tree.leaves(labels)):
+        raise ValueError(f"labels={shown(labels)} must be a pytree of names, like params or a prefix of it.")
     used = set(jax.tree.leaves(labels))
     if used != set(optimizers):
         raise ValueError(

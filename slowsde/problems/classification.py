@@ -11,7 +11,7 @@ from manifolds.losses.cross_entropy import kl_divergence
 from manifolds.support.coordinates import Coordinates
 from manifolds.support.precision import is_traced
 
-from ..support.arguments import check_data, check_leading_axis, function
+from ..support.arguments import as_targets, check_data, check_leading_axis, function
 from .abstract import AbstractLabelledProblem, AbstractNoise
 
 
@@ -48,7 +48,7 @@ class Classification(AbstractLabelledProblem):
         noise: "AbstractNoise | None" = None,
     ):
         check_data(inputs, "inputs")
-        check_data(targets, "targets")
+        targets = as_targets(targets)
         check_leading_axis((inputs, targets), "inputs and targets")
         self.logits = function("logits", logits, "logits(params, x)")
         self.inputs = inputs

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 import manifolds as mf
 from manifolds.support.coordinates import Coordinates
 
-from ..support.arguments import as_array, check_data, check_leading_axis, function
+from ..support.arguments import as_targets, check_data, check_leading_axis, function
 from .abstract import AbstractLabelledProblem, AbstractNoise
 
 
@@ -37,11 +37,11 @@ class LeastSquares(AbstractLabelledProblem):
         noise: "AbstractNoise | None" = None,
     ):
         check_data(inputs, "inputs")
-        check_data(targets, "targets")
+        targets = as_targets(targets)
         check_leading_axis((inputs, targets), "inputs and targets")
         self.predict = function("predict", predict, "predict(params, x)")
         self.inputs = inputs
-        self.targets = as_array(targets)
+        self.targets = targets
         self.noise = noise
 
     def check_form(self, chart: Coordinates) -> None:

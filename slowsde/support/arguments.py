@@ -192,9 +192,18 @@ def check_data(tree: PyTree, name: str) -> None:
             )
 
 
-def as_array(value: Any) -> Any:
-    """`value` as it is if it is an array, of NumPy or JAX, else made one of NumPy."""
-    return value if hasattr(value, "dtype") else np.asarray(value)
+def as_targets(targets: Any) -> Any:
+    """`targets` as an array, of NumPy unless it is one of JAX; ValueError unless it is one of finite real numbers."""
+    found = None if targets is None else _as_array(targets)
+    check_data(found, "targets")
+    return found
+
+
+def _as_array(value: Any) -> Any:
+    try:
+        return value if hasattr(value, "dtype") else np.asarray(value)
+    except ValueError:  # rows of several lengths
+        return np.asarray(value, object)
 
 
 def check_step(dt: float | None, t0: float, t1: float) -> float:

@@ -325,7 +325,10 @@ def test_the_sharpness_of_single_samples(start: Any, dense: Any) -> None:
     [
         (np.eye(3)[:2], r"targets\[0\] = .* strictly between 0 and 1.*\n?.*Smooth them"),
         (np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]), r"targets\[0\].*strictly between"),
-        (np.array([[0.2, 0.3, 0.5], [0.2, np.nan, 0.5]]), r"targets has 1 entries that are NaN .* the first at \(1, 1\)"),
+        (
+            np.array([[0.2, 0.3, 0.5], [0.2, np.nan, 0.5]]),
+            r"targets has 1 entries that are NaN .* the first at \(1, 1\)",
+        ),
         (np.array([[0.2, 0.3, 0.5], [0.4, 0.3, 0.4]]), r"targets\[1\] sums to 1.1, not to 1"),
         (np.array([0, 2]), r"targets has shape \(2,\).*smooth one-hot rows"),
         (np.full((2, 1), 1.0), r"targets has shape \(2, 1\); .* K ≥ 2"),
