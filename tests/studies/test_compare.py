@@ -185,3 +185,14 @@ def test_times_at_which_the_slow_observable_is_undefined_are_told() -> None:
     slow.metrics["q"][0, 5] = np.nan
     with pytest.raises(ValueError, match="nowhere finite"):
         ss.compare(slow, fast)
+
+
+def test_no_line_is_drawn_through_two_saved_times() -> None:
+    """It once made a gap of 18 % of the change out of one of 12 %."""
+    fast = pair(0.0).discrete
+    ends = trajectory(np.exp(-TIMES[[0, -1]])[None], "slow", TIMES[[0, -1]])
+    compared = ss.compare(ends, fast)
+    np.testing.assert_array_equal(compared.ts, [0, 1])
+    assert np.abs(compared.gap["q"][-1]) < 4 * compared.standard_error["q"][-1]
+    with pytest.raises(ValueError, match="slow was saved at 2 times, too few to interpolate"):
+        ss.compare(trajectory(np.ones((1, 2)), "slow", np.array([0.05, 0.95])), fast)
