@@ -1,16 +1,18 @@
 """SymPy expressions as JAX functions of a flat vector."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import sympy
 from jaxtyping import Array, Float
-from sympy.core.function import AppliedUndef
-from sympy.matrices.expressions.matexpr import MatrixElement
 
 from ..support.user_functions import shown
+
+if TYPE_CHECKING:
+    import sympy
+
+# SymPy is imported by the first formula: it takes a fifth of the time of `import slowsde`, and most runs have none.
 
 # The special functions that SymPy's JAX printer does not map by itself.
 _SPECIAL = {
@@ -22,7 +24,7 @@ _SPECIAL = {
 }
 
 
-def sympy_function(expr: Any, symbols: Sequence[sympy.Symbol]) -> Callable[[Float[Array, " p"]], Array]:
+def sympy_function(expr: Any, symbols: "Sequence[sympy.Symbol]") -> Callable[[Float[Array, " p"]], Array]:
     """x ↦ expr at symbols = x, differentiable by JAX; common subexpressions are evaluated once.
 
     `symbols` may also be entries of a matrix or indexed symbols, and functions of time: each stands for a number.
@@ -35,6 +37,8 @@ def sympy_function(expr: Any, symbols: Sequence[sympy.Symbol]) -> Callable[[Floa
         >>> sympy_function(a * b**2, [a, b])(jnp.array([2.0, 3.0]))
         Array(18., dtype=float32)
     """
+    import sympy
+
     expr, symbols = _checked(expr), _listed(symbols)
     # Entries of matrices, functions of time: a symbol of its own in the place of each.
     stand_ins = [sympy.Dummy(str(symbol), real=True) for symbol in symbols]
@@ -56,6 +60,8 @@ def sympy_function(expr: Any, symbols: Sequence[sympy.Symbol]) -> Callable[[Floa
 
 
 def _checked(expr: Any) -> Any:
+    import sympy
+
     if isinstance(expr, str):
         # sympify would evaluate the string as Python code.
         raise ValueError(f"expr={expr!r} is a string. Build the SymPy expression from sympy.symbols instead.")
@@ -71,6 +77,8 @@ def _checked(expr: Any) -> Any:
 
 def _listed(symbols: Any) -> list[Any]:
     """The symbols, one for a single one; ValueError unless they can stand for numbers, each once."""
+    import sympy
+
     given = [symbols] if isinstance(symbols, sympy.Basic) and _is_variable(symbols) else symbols
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ValueError(f"symbols={shown(symbols)} must be a list of SymPy symbols.")
@@ -84,6 +92,10 @@ def _listed(symbols: Any) -> list[Any]:
 
 
 def _is_variable(symbol: Any) -> bool:
+    import sympy
+    from sympy.core.function import AppliedUndef
+    from sympy.matrices.expressions.matexpr import MatrixElement
+
     return isinstance(symbol, (sympy.Symbol, sympy.Indexed, MatrixElement, AppliedUndef))
 
 
@@ -102,6 +114,8 @@ def _check_listed(expr: Any, symbols: list[Any], stand_ins: list[Any]) -> None:
 
 def _check_known(function: Callable[..., Any], expr: Any, count: int) -> None:
     """ValueError if JAX lacks a function of the expression, or its value is not real."""
+    from sympy.core.function import AppliedUndef
+
     unknown = sorted({str(call.func) for call in expr.atoms(AppliedUndef)})
     if unknown:
         raise ValueError(f"expr contains the unknown function {unknown[0]}: give its formula, or list it in symbols.")

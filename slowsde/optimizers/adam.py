@@ -4,31 +4,31 @@ from typing import Any, Unpack
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 import manifolds as mf
 from manifolds.support.precision import is_traced
 
-from ..support.arguments import number
+from ..support.arguments import is_symbolic, number
 from .agm import AGM, Settings
+from .elementary import root
 
 
 class PowerMetric(eqx.Module):
     """v ↦ Diag(1/(v^power + ε)): Adam for power ½."""
 
-    power: float = eqx.field(static=True)
+    power: Any = eqx.field(static=True)
     eps: Any
 
     def __call__(self, v: PyTree) -> mf.Diagonal:
-        raised = jnp.sqrt if self.power == 0.5 else lambda leaf: leaf**self.power
+        raised = root if self.power == 0.5 else lambda leaf: leaf**self.power
         return mf.Diagonal(jax.tree.map(lambda leaf: 1 / (raised(leaf) + self.eps), v))
 
 
 def square(gradient: PyTree) -> PyTree:
     """V(g gᵀ) = diag(g gᵀ) = g²."""
-    return jax.tree.map(jnp.square, gradient)
+    return jax.tree.map(lambda g: g * g, gradient)
 
 
 def rmsprop(c: Any, eps: float = 1e-8, **settings: Unpack[Settings]) -> AGM:
@@ -67,7 +67,7 @@ def adame(c: Any, lam: float, b1: float = 0.9, eps: float = 1e-8, **settings: Un
 
 def checked_eps(eps: Any) -> Any:
     """ε as an array, so that compiled code serves every value; ValueError if it is negative."""
-    return eps if is_traced(eps) else np.asarray(number("eps", eps, least=0))
+    return eps if is_traced(eps) or is_symbolic(eps) else np.asarray(number("eps", eps, least=0))
 
 
 class _RootMetric(eqx.Module):
@@ -76,7 +76,7 @@ class _RootMetric(eqx.Module):
     def __call__(self, v: PyTree) -> mf.Diagonal:
         # r² = (∂E)² + ε is smooth where ∂E changes its sign, as an expansion in the step needs; √v + ε = |∂E| + ε is
         # not.
-        return mf.Diagonal(jax.tree.map(lambda leaf: 1 / jnp.sqrt(leaf + self.eps), v))
+        return mf.Diagonal(jax.tree.map(lambda leaf: 1 / root(leaf + self.eps), v))
 
 
 def adam_eps_inside(c: Any, b1: float = 0.9, eps: float = 1e-8, bias_correction: bool = True) -> AGM:

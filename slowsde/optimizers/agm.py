@@ -21,7 +21,7 @@ from manifolds.support.coordinates import Coordinates
 from manifolds.support.precision import is_traced
 from manifolds.support.user_functions import check_signature, form_of, shown
 
-from ..support.arguments import flag, function, number
+from ..support.arguments import flag, function, is_symbolic, number
 
 
 class Settings(TypedDict, total=False):
@@ -81,9 +81,9 @@ class AGM(eqx.Module):
         mask: Any = None,
     ):
         if not is_traced(c):
-            number("c", c, "c = (1 − β2)/η², see slow_rate(lr, b2); jnp.inf is allowed.", above=0, infinite=True)
+            c = number("c", c, "c = (1 − β2)/η², see slow_rate(lr, b2); jnp.inf is allowed.", above=0, infinite=True)
         if not is_traced(b1):
-            number("b1", b1, least=0, below=1)
+            b1 = number("b1", b1, least=0, below=1)
         self.V, self.S = function("V", V, "gradient -> state increment"), function("S", S, "state -> metric")
         self.c, self.b1 = c, b1
         self.bias_correction = flag("bias_correction", bias_correction)
@@ -93,7 +93,7 @@ class AGM(eqx.Module):
     @property
     def quasi_static(self) -> bool:
         """Whether v follows ζ at once, v = V(Σ(ζ))."""
-        return not is_traced(self.c) and bool(np.isinf(self.c))
+        return not (is_traced(self.c) or is_symbolic(self.c)) and bool(np.isinf(self.c))
 
     @property
     def autonomous(self) -> bool:
@@ -202,7 +202,7 @@ def checked_decay(weight_decay: Any, mask: Any) -> Any:
 
 
 def _known(leaves: list[Any]) -> list[Any]:
-    return [leaf for leaf in leaves if not is_traced(leaf)]
+    return [leaf for leaf in leaves if not (is_traced(leaf) or is_symbolic(leaf))]
 
 
 def _check_booleans(mask: Any, name: str) -> None:

@@ -7,7 +7,6 @@ from typing import Any, Unpack
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
@@ -17,6 +16,7 @@ from manifolds.support.user_functions import shown
 
 from .adam import checked_eps
 from .agm import AGM, Settings
+from .elementary import root, total, totals
 
 
 def adam_mini(c: Any, blocks: PyTree = None, b1: float = 0.9, eps: float = 1e-8, **settings: Unpack[Settings]) -> AGM:
@@ -75,7 +75,7 @@ def leaf_means(gradient: PyTree) -> PyTree:
 def _mean_square(g: Array, first_axis: int) -> Array:
     axes = tuple(range(first_axis, g.ndim))
     count = int(np.prod(g.shape[first_axis:]))
-    return jnp.sum(jnp.square(g), axis=axes) / max(count, 1)  # an empty leaf has no mean, and needs none
+    return total(g * g, axes) / max(count, 1)  # an empty leaf has no mean, and needs none
 
 
 class BlockScale(eqx.Module):
@@ -84,7 +84,7 @@ class BlockScale(eqx.Module):
     eps: Any
 
     def __call__(self, v: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: 1 / (jnp.sqrt(leaf) + self.eps), v)
+        return jax.tree.map(lambda leaf: 1 / (root(leaf) + self.eps), v)
 
 
 class Partition(eqx.Module):
@@ -125,7 +125,7 @@ class Partition(eqx.Module):
         _check_fit(self.labels, gradient)
         g = ravel(gradient)
         # One scatter, as blocks may lie across leaves.
-        return jnp.zeros(self.counts.shape, g.dtype).at[ravel(self.labels)].add(jnp.square(g)) / self.counts
+        return totals(g * g, ravel(self.labels), self.counts.size) / self.counts
 
 
 class PartitionScale(eqx.Module):
@@ -135,7 +135,7 @@ class PartitionScale(eqx.Module):
     eps: Any
 
     def __call__(self, v: Float[Array, " num_blocks"]) -> PyTree:
-        values = 1 / (jnp.sqrt(v) + self.eps)
+        values = 1 / (root(v) + self.eps)
         return jax.tree.map(lambda labels: values[labels], self.partition.labels)
 
 

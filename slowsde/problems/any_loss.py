@@ -1,11 +1,10 @@
 """Any twice differentiable loss: a JAX function of a pytree, or a SymPy expression."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import sympy
 from jaxtyping import PyTree
 
 import manifolds as mf
@@ -15,6 +14,9 @@ from manifolds.support.user_functions import check_precision, check_signature, s
 from ..support.arguments import function
 from .abstract import AbstractNoise, AbstractProblem, dense_loss
 from .route import Route
+
+if TYPE_CHECKING:
+    import sympy
 
 
 class Problem(AbstractProblem):
@@ -43,7 +45,7 @@ class Problem(AbstractProblem):
         return dense_loss(self.loss, chart, route)
 
 
-def from_sympy(expr: Any, symbols: Sequence[sympy.Symbol], noise: "AbstractNoise | None" = None) -> Problem:
+def from_sympy(expr: Any, symbols: "Sequence[sympy.Symbol]", noise: "AbstractNoise | None" = None) -> Problem:
     """A `Problem` from a SymPy expression; params is the flat vector of values in the order of `symbols`.
 
     Raises ValueError if the expression has symbols that are not listed.

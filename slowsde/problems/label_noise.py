@@ -14,6 +14,7 @@ from manifolds.support.coordinates import Coordinates
 from manifolds.support.precision import is_traced
 from manifolds.support.user_functions import shown
 
+from ..support.arguments import is_symbolic
 from .abstract import (
     AbstractLabelledProblem,
     AbstractNoise,
@@ -59,7 +60,7 @@ class LabelNoise(AbstractNoise):
         check_batch_size(batch_size, optional=True)
         if kind not in ("rademacher", "normal"):
             raise ValueError(f"kind={shown(kind)} is not 'rademacher' or 'normal'.")
-        unchecked = std is None or is_traced(std)
+        unchecked = std is None or is_traced(std) or is_symbolic(std)
         self.std = std if unchecked else _deviations(std)
         # Kept beside std, which becomes one number where all are equal: only the shape tells whether it was meant as
         # one a sample.

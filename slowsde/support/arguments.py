@@ -25,8 +25,14 @@ def number(
     least: float | None = None,
     below: float | None = None,
     infinite: bool = False,
-) -> float:
-    """`value` as a float; ValueError unless it is one real number within the bounds. `what` it is, and the remedy."""
+) -> Any:
+    """`value` as a float; ValueError unless it is one real number within the bounds. `what` it is, and the remedy.
+
+    A SymPy expression with symbols passes as it is: `derive` keeps it, and what computes numbers refuses it.
+    """
+    if is_symbolic(value):
+        return value
+    value = float(value) if hasattr(value, "free_symbols") and value.is_real is not False else value
     # Not `float(value)`: a string of digits, an array of one and True would pass, None fail with no name.
     good = is_number(value)
     found = float(value) if good else np.nan
@@ -97,6 +103,12 @@ def save_times(save_at: Any, t0: Any, t1: Any) -> np.ndarray:
     if times.ndim != 1 or times.size == 0 or not (np.all(np.diff(times) > 0) and t0 <= times[0] <= times[-1] <= t1):
         raise ValueError(f"save_at={shown(save_at)} must be a number of times or increasing times within [{t0}, {t1}].")
     return times
+
+
+def is_symbolic(*trees: PyTree) -> bool:
+    """Whether any leaf is a SymPy expression with symbols in it: a setting that only `derive` can use."""
+    # By an attribute, so that SymPy need not be imported to be told apart.
+    return any(bool(getattr(leaf, "free_symbols", None)) for leaf in jax.tree.leaves(trees))
 
 
 def is_number(value: Any) -> bool:

@@ -1,0 +1,34 @@
+"""The few functions that V and S are made of, for numbers and for SymPy expressions in object arrays alike.
+
+So an optimizer is written once: what runs on numbers is what `slowsde.derive` makes formulas of.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..support.arguments import is_symbolic
+
+
+def is_formula(x: Any) -> bool:
+    """Whether `x` is a SymPy expression or an object array of them, and no array of numbers."""
+    return getattr(x, "dtype", None) == np.dtype(object) or is_symbolic(x)
+
+
+def root(x: Any) -> Any:
+    """√x."""
+    # A power of 0.5 would be another operation than a square root to XLA, and other bits.
+    return x**0.5 if is_formula(x) else jnp.sqrt(x)
+
+
+def total(x: Any, axes: tuple[int, ...]) -> Any:
+    """The sum over `axes`."""
+    return np.sum(x, axis=axes) if is_formula(x) else jnp.sum(x, axis=axes)
+
+
+def totals(x: Any, labels: np.ndarray, count: int) -> Any:
+    """(count,) the sums of the entries of x (p,) that have the same label (p,)."""
+    if not is_formula(x):
+        return jnp.zeros(count, x.dtype).at[labels].add(x)
+    return np.array([np.sum(x[labels == label]) for label in range(count)], object)
