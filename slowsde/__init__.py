@@ -1,5 +1,7 @@
 """Which minimizer does my optimizer pick, and why: the slow SDE of adaptive gradient methods near a manifold."""
 
+from typing import TYPE_CHECKING, Any
+
 from . import metrics, plot
 from .dynamics.coefficients import Coefficients, coefficients
 from .dynamics.result import Result
@@ -35,12 +37,16 @@ from .studies.extrapolation import WeakEstimate, weak_estimate
 from .studies.validity import Validity, validity
 from .support.clocks import ode_time, slow_time, steps_in
 
+if TYPE_CHECKING:
+    from .derivation.derivation import Derivation, derive
+
 __all__ = [
     "AGM",
     "Classification",
     "Coefficients",
     "Comparison",
     "ConvergenceStudy",
+    "Derivation",
     "EmpiricalRisk",
     "GaussianNoise",
     "LabelNoise",
@@ -89,3 +95,12 @@ __all__ = [
     "validity",
     "weak_estimate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Formulas alone need SymPy, which takes a fifth of the time of this import.
+    if name in ("Derivation", "derive"):
+        from .derivation import derivation
+
+        return getattr(derivation, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -93,7 +93,7 @@ class AGM(eqx.Module):
     @property
     def quasi_static(self) -> bool:
         """Whether v follows ζ at once, v = V(Σ(ζ))."""
-        return not (is_traced(self.c) or is_symbolic(self.c)) and bool(np.isinf(self.c))
+        return not (is_traced(self.c) or is_symbolic(self.c)) and bool(np.isinf(float(self.c)))
 
     @property
     def autonomous(self) -> bool:

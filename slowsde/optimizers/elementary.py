@@ -22,6 +22,11 @@ def root(x: Any) -> Any:
     return x**0.5 if is_formula(x) else jnp.sqrt(x)
 
 
+def with_axis_first(x: Any, axis: int) -> Any:
+    """x with that axis in front."""
+    return (np if is_formula(x) else jnp).moveaxis(x, axis, 0)
+
+
 def total(x: Any, axes: tuple[int, ...]) -> Any:
     """The sum over `axes`."""
     return np.sum(x, axis=axes) if is_formula(x) else jnp.sum(x, axis=axes)

@@ -15,6 +15,7 @@ from manifolds.support.user_functions import shown
 from ..support.arguments import is_finite
 from .adam import checked_eps
 from .agm import AGM, Settings
+from .elementary import with_axis_first
 
 
 def shampoo(c: Any, b1: float = 0.9, eps: float = 1e-8, exponent: float = 0.25, **settings: Unpack[Settings]) -> AGM:
@@ -61,9 +62,9 @@ def _leaf_products(path: Any, g: Array) -> Array | tuple[Array, ...]:
             "arrays out of params."
         )
     if g.ndim < 2:
-        return jnp.square(g)
+        return g * g
     # mat_i(G), of which only the product with its transpose matters: the order of its columns does not.
-    unfolded = [jnp.moveaxis(g, axis, 0).reshape(g.shape[axis], -1) for axis in range(g.ndim)]
+    unfolded = [with_axis_first(g, axis).reshape(g.shape[axis], -1) for axis in range(g.ndim)]
     return tuple(matrix @ matrix.T for matrix in unfolded)
 
 
