@@ -50,7 +50,7 @@ OBLIQUE = sympy.Matrix([[sx, sy / 3], [0, sy]])
 
 def dense_metric(v: Any) -> Any:
     """A full matrix, positive for v < 1."""
-    stack = np.array if getattr(v, "dtype", None) == object else jnp.array
+    stack = np.array if getattr(v, "dtype", None) == np.dtype(object) else jnp.array
     return stack([[2.0 + v[1], v[0] / 2], [v[0] / 2, 1 + v[0] ** 2]])
 
 
@@ -82,7 +82,10 @@ CASES = {
         [x1 * (u**2 - v**2) + x * y - y1, x2 * (u**2 - v**2) + x * y - y2], [u, v, x, y], ADAM, ss.LabelNoise(delta, 1)
     ),
     "u² − v², noise unlike on two samples": Case(
-        [x1 * (u**2 - v**2) + x * y - y1, x2 * (u**2 - v**2) + x * y - y2], [u, v, x, y], ADAM, ss.LabelNoise([delta, 2])
+        [x1 * (u**2 - v**2) + x * y - y1, x2 * (u**2 - v**2) + x * y - y2],
+        [u, v, x, y],
+        ADAM,
+        ss.LabelNoise([delta, 2]),
     ),
     "network, one sample": Case(NETWORK[:1], NET, ADAM, LABEL),
     "network": Case(NETWORK, NET, ADAM, LABEL),
@@ -99,6 +102,8 @@ CASES = {
     "Shampoo": Case([G.det() - 1], [G], ss.shampoo(c, eps=epsilon), LABEL),
     "Shampoo on a vector": Case([u * v - 1], [u, v], ss.shampoo(c, eps=epsilon, exponent=0.5), LABEL),
 }
+
+
 def with_numbers(derivation: ss.Derivation) -> ss.Derivation:
     """With the numbers above for all that it leaves open."""
     known = derivation.within.free_symbols
@@ -115,8 +120,12 @@ def points_of(derivation: ss.Derivation, count: int = 20, seed: int = 3) -> list
     equations = sympy.Matrix(within.manifold.equations)
     numbers = Numbers(within.formula.symbols, (), ())
     found: list[np.ndarray] = []
+    jacobian = equations.jacobian(within.formula.symbols)
+    function = numbers.function(jacobian)
     while len(found) < count:
-        found += random_points(equations, equations.jacobian(within.formula.symbols), within.formula.symbols, numbers, rng)
+        points = random_points(equations, jacobian, within.formula.symbols, numbers, rng)
+        # Where the equations are nearly dependent, numbers have few digits whoever computes them.
+        found += [point for point in points if np.linalg.cond(function(point)) < 30]
     return found[:count]
 
 
@@ -132,5 +141,6 @@ def as_params(derivation: ss.Derivation, point: np.ndarray) -> Any:
 def random_state(optimizer: ss.AGM, params: Any, rng: np.random.Generator) -> Any:
     """A state that gradients could have made: the mean of V over three of them."""
     gradients = [jax.tree.map(lambda leaf: rng.normal(size=np.shape(leaf)), params) for _ in range(3)]
-    states = [optimizer.V(g) for g in gradients]
-    return jax.tree.map(lambda *leaves: np.asarray(sum(np.asarray(leaf, float) for leaf in leaves) / 3), *states)
+    with jax.enable_x64(True):
+        states = [optimizer.V(jax.tree.map(jnp.asarray, g)) for g in gradients]
+        return jax.tree.map(lambda *leaves: np.asarray(sum(leaves) / 3), *states)

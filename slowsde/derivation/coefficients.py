@@ -22,7 +22,7 @@ from .manifold import Manifold
 
 @dataclass(frozen=True)
 class Coefficients:
-    """The slow SDE on Γ: Π (p, p), the covector ½T[C] (p, 1), the two parts of the drift (p, 1), the diffusion (p, r)."""
+    """On Γ: Π (p, p), the covector ½T[C] (p, 1), the two parts of the drift (p, 1), the diffusion (p, r)."""
 
     projector: Any
     force: Any
@@ -39,7 +39,7 @@ def coefficients_of(formula: Formula, manifold: Manifold, S: Any) -> tuple[Coeff
     """The coefficients in the metric S (p, p), unsimplified, without decay and schedule; names for what is long."""
     N, B = manifold.normals, manifold.put(formula.factor)
     E, K = S * N.T, N * S * N.T
-    names = Names(is_long(K))
+    names = Names(is_long(K, weighted=formula.scale is None))
     K = names.matrix("K", K, symmetric=True)
     inverse = inverted(K, names)
     projector = sympy.eye(len(formula.symbols)) - E * inverse * N

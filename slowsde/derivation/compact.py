@@ -67,9 +67,10 @@ class Names:
         return tuple(self.made)
 
 
-def is_long(K: Any) -> bool:
-    """Whether formulas with K⁻¹ are better read with names in them."""
-    return not K.is_diagonal() and K.shape[0] > 1 and sympy.count_ops(K.det(method="berkowitz")) > LONG
+def is_long(K: Any, weighted: bool) -> bool:
+    """Whether formulas with K⁻¹ are better read with names in them; `weighted` ones have Lyapunov's weights besides."""
+    # Two equations with noise along Γ: 90 000 operations without names, 300 with them.
+    return not K.is_diagonal() and (weighted or sympy.count_ops(K.det(method="berkowitz")) > LONG)
 
 
 def expanded(expr: Any, definitions: Definitions) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -159,7 +160,7 @@ class Derivation:
     @property
     def drift(self) -> Any:
         """The whole Itô drift (p, 1), the sum of the next two."""
-        return self._outer(self.within.drift())
+        return self._outer(self.within.drift)
 
     @property
     def tangential_drift(self) -> Any:
@@ -190,7 +191,7 @@ class Derivation:
     def compact(self) -> dict[str, Any]:
         """projector, drift and diffusion with names for what is long."""
         found = self.within.coefficients
-        matrices = {"projector": found.projector, "drift": self.within.drift(), "diffusion": found.diffusion}
+        matrices = {"projector": found.projector, "drift": self.within.drift, "diffusion": found.diffusion}
         return {name: self._names.outer(matrix) for name, matrix in matrices.items()}
 
     def on(self, values: Mapping[Any, Any] | None = None) -> "Derivation":
@@ -241,14 +242,14 @@ class Derivation:
     def lambdify(self) -> Any:
         """(params, v, t) ↦ (drift (p,), diffusion (p, r), v_drift (k,)), NumPy, all of them flat; v in the order of
         `state`. ValueError if symbols without a value are left: put them in with `on`."""
-        return numbers.compiled(self.within)
+        return self._function
 
     def evaluate(self, params: Any, v: Any = None, t: Any = None) -> Values:
         """Numbers, in the form of `ss.coefficients`, at params on Γ and state v (None: V(Σ)) at slow time t.
 
         ValueError if symbols without a value are left, or params is not on Γ.
         """
-        return numbers.evaluated(self.within, params, v, t)
+        return numbers.evaluated(self.within, self._function, params, v, t)
 
     def as_problem(self) -> AbstractProblem:
         """The loss and its noise as a problem for `simulate` and all else; params as `symbols` were listed."""
@@ -257,6 +258,10 @@ class Derivation:
     def as_optimizer(self) -> AGM:
         """The optimizer, with the values of its symbols put in."""
         return numbers.optimizer(self.within)
+
+    @cached_property
+    def _function(self) -> Any:
+        return numbers.compiled(self.within)
 
     @property
     def _names(self) -> Any:

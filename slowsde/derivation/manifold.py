@@ -95,9 +95,9 @@ def _of_squares(formula: Formula, squares: tuple[Square, ...]) -> Manifold:
             break
     else:
         raise ValueError(
-            f"expr has no minimizer where it vanishes, or none was found: {_listing(bases)} from random starts and numbers "
-            "for all other symbols. If there are such points pass manifold={x: ...}, one formula for each coordinate that "
-            "is determined."
+            f"expr vanishes nowhere, or no such point was found: {_listing(bases)} from random starts, with random "
+            "numbers for all other symbols. If there are some pass manifold={x: ...}, a formula for each parameter "
+            "that is determined."
         )
     rows = _independent(numbers.function(jacobian), points)
     solution = _constants([bases[i] for i in rows], symbols)
@@ -222,8 +222,8 @@ def _check(formula: Formula, found: Manifold, numbers: Numbers, points: list[np.
     m, p = found.normals.shape
     if m == p:
         raise ValueError(
-            f"{what}: minimizers are isolated, as all {p} parameters are determined (rank {p} of the Hessian). A manifold "
-            "needs more parameters than equations."
+            f"{what}: minimizers are isolated, as all {p} parameters are determined (rank {p} of the Hessian). A "
+            "manifold needs more parameters than equations."
         )
     if not points:
         raise ValueError(f"{what}: no real point was found on it, with random numbers for all other symbols.")

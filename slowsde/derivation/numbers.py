@@ -58,8 +58,8 @@ def compiled(within: Within) -> Callable[..., tuple[np.ndarray, np.ndarray, np.n
         numbers = [float(a) for a in (*np.ravel(x), *np.ravel(v), t)]
         if len(numbers) != len(arguments):
             raise ValueError(
-                f"params and v have {np.size(x)} and {np.size(v)} entries; there are {len(formula.symbols)} symbols and "
-                f"{len(within.state)} of the state."
+                f"params and v have {np.size(x)} and {np.size(v)} entries; there are {len(formula.symbols)} symbols "
+                f"and {len(within.state)} of the state."
             )
         for step in steps:
             numbers.append(float(step(*numbers)))
@@ -69,14 +69,13 @@ def compiled(within: Within) -> Callable[..., tuple[np.ndarray, np.ndarray, np.n
     return evaluate
 
 
-def evaluated(within: Within, params: PyTree, v: PyTree, t: Any) -> Values:
-    """The coefficients at a point, as pytrees; ValueError if it is not on Γ."""
-    chart, formula = chart_of(within.formula), within.formula
+def evaluated(within: Within, function: Any, params: PyTree, v: PyTree, t: Any) -> Values:
+    """The coefficients at a point, as pytrees, by the `compiled` function; ValueError if it is not on Γ."""
+    chart = chart_of(within.formula)
     x = _flat(params, chart)
     if within.optimizer.schedule is not None and t is None and within.coefficients.tangential.has(within.time):
         raise ValueError("t=None, but the optimizer has a schedule: pass the slow time t at which to evaluate it.")
     check_on(within, x)
-    function = compiled(within)
     target = _target(within, x)
     state = target if v is None or not within.state else _state(within, v)
     drift, diffusion, v_drift = function(x, state if within.state else (), np.inf if t is None else t)

@@ -1,8 +1,9 @@
 """The potential that the slow flow descends along Γ, where there is one.
 
 At the equilibrium state v = V(Σ) the tangential drift is −Π S τ with the covector τ = ½ T[C]. It is −Π S ∇F on Γ if
-τ restricted to Γ is closed, Πᵀ (∂_i τ_j − ∂_j τ_i) Π = 0. Under label noise, with each entry of S a function of one entry
-v_k = V_k(Σ) alone, F = ¼ Σ_k (Σ_i H_ii/V_k(H)) ∫ S_k(v) dv over the i that share S_k: tr H for SGD, tr Diag(H)^½ for Adam.
+τ restricted to Γ is closed, Πᵀ (∂_i τ_j − ∂_j τ_i) Π = 0. Under label noise, with each entry of S a function of one
+entry v_k = V_k(Σ) alone, F = ¼ Σ_k (Σ_i H_ii/V_k(H)) ∫ S_k(v) dv over the i that share S_k: tr H for SGD,
+tr Diag(H)^½ for Adam.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Potential:
     within: Within
 
     def stationary_points(self) -> list[dict[Any, Any]]:
-        """Where τ vanishes along Γ, so that the flow is at rest: [{parameter: value}], real ones, as SymPy finds them."""
+        """Where τ vanishes along Γ and the flow is at rest, [{parameter: value}]: the real ones that SymPy finds."""
         symbols, names = self.within.formula.symbols, self.within.formula.names
         solution = solved_for(self.within.manifold, symbols)
         free = [s for s in symbols if s not in solution]

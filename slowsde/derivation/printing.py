@@ -10,13 +10,8 @@ from sympy.printing.str import StrPrinter
 
 from .symbols import is_primed, with_primes
 
-GREEK = dict(
-    zip(
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi omega".split(),
-        "αβγδεζηθικλμνξπρστφχψω",
-        strict=True,
-    )
-)
+NAMES = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi omega"
+GREEK = dict(zip(NAMES.split(), "αβγδεζηθικλμνξπρστφχψω", strict=True))
 RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
@@ -53,7 +48,6 @@ class _Text(StrPrinter):
             return super()._print_Function(expr)
         kind = type(expr)
         return f"{_greek(kind.origin.__name__)}{chr(39) * kind.order}({self._print(expr.args[0])})"
-
 
     def _print_Abs(self, expr: Any) -> str:
         return f"|{self._print(expr.args[0])}|"

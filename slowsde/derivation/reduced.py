@@ -98,7 +98,7 @@ def _in_parameters(within: Within, chart: Mapping[Any, Any], q: tuple[Any, ...])
     """θ = chart(q), all parameters as formulas."""
     symbols, tidy = within.formula.symbols, within.tidy
     g = sympy.Matrix([chart[s] for s in symbols])
-    drift, along = (_put(m, chart) for m in (within.drift(), within.coefficients.diffusion))
+    drift, along = (_put(m, chart) for m in (within.drift, within.coefficients.diffusion))
     inverse = _left_inverse(g, q, symbols)
     diffusion = (inverse * along).applyfunc(tidy.entry)
     bend = sympy.zeros(len(symbols), 1)
@@ -126,7 +126,7 @@ def _observed(within: Within, given: Mapping[Any, Any]) -> Reduced:
         hessian = _put(sympy.hessian(e, symbols), dict(within.manifold.solution))
         bends.append(sum((along.T * hessian * along).diagonal()) / 2)
     w = tuple(given)
-    drift, diffusion = slope * within.drift() + sympy.Matrix(bends), slope * along
+    drift, diffusion = slope * within.drift + sympy.Matrix(bends), slope * along
     return _made(within, w, drift, diffusion, lambda e: in_terms_of(within, e, given))
 
 

@@ -1,4 +1,4 @@
-"""Simplification that knows when to stop: one fraction, common factors cancelled, numerator and denominator factored."""
+"""Simplification that knows when to stop: one fraction, common factors cancelled, both parts factored."""
 
 import sys
 from collections.abc import Sequence

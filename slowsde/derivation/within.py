@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import sympy
 from ..optimizers.adam import PowerMetric
 from ..optimizers.agm import AGM
 from .coefficients import Coefficients
-from .compact import Definitions, expanded, named_metric
+from .compact import Definitions, expanded
 from .formula import Formula
 from .manifold import Manifold
 from .optimizers import State
@@ -59,6 +60,7 @@ class Within:
         """{v: V(Σ)}."""
         return dict(zip(self.moments.symbols, self.moments.target, strict=True))
 
+    @cached_property
     def drift(self) -> Any:
         """The whole drift (p, 1)."""
         tangential, ito = self.coefficients.tangential, self.coefficients.ito
