@@ -21,7 +21,7 @@ W = sympy.Matrix(2, 2, sympy.symbols("w11 w12 w21 w22"))
 A, B = (sympy.Matrix(2, 1, sympy.symbols(f"{s}1 {s}2")) for s in "ab")
 ADAM = ss.adam(c, eps=epsilon)
 SETTINGS = {epsilon: 0.07, c: 1.3, delta: 0.6, sx: 0.8, sy: 0.5, lam: 0.3, omega: 0.4}
-NUMBERS = {x1: 0.9, x2: -0.7, y1: 0.4, y2: 0.3, h: lambda z: 1 + z**2, phi: sympy.tanh}
+NUMBERS = {x1: 0.9, x2: -0.7, y1: 0.4, y2: 0.3, h: lambda z: 1 + z**2, phi: lambda z: sympy.tanh(z) + z**2 / 2}
 
 
 def network(z: Any) -> Any:
@@ -121,11 +121,10 @@ def points_of(derivation: ss.Derivation, count: int = 20, seed: int = 3) -> list
     numbers = Numbers(within.formula.symbols, (), ())
     found: list[np.ndarray] = []
     jacobian = equations.jacobian(within.formula.symbols)
+    found = random_points(equations, jacobian, within.formula.symbols, numbers, rng, 4 * count, 1000)
+    # Where the equations are nearly dependent, numbers have few digits whoever computes them.
     function = numbers.function(jacobian)
-    while len(found) < count:
-        points = random_points(equations, jacobian, within.formula.symbols, numbers, rng)
-        # Where the equations are nearly dependent, numbers have few digits whoever computes them.
-        found += [point for point in points if np.linalg.cond(function(point)) < 30]
+    found = sorted(found, key=lambda point: np.linalg.cond(function(point)))
     return found[:count]
 
 

@@ -51,9 +51,12 @@ def coefficients_of(formula: Formula, manifold: Manifold, S: Any) -> tuple[Coeff
         C = fluctuations(E, inverse, K, manifold.curvature, N * (S * B), short, names)
         force = contracted(formula, manifold, C)
     force = names.matrix("T", force / 2)
-    tangential = -projector * (S * force)
+    # Π S τ = S (τ − Nᵀ μ), with multipliers μ that hold the force against Γ.
+    multipliers = names.matrix("mu", inverse * (N * (S * force)))
+    tangential = -S * (force - N.T * multipliers)
     bends = [spread_of(manifold.put(sympy.hessian(f, formula.symbols)), along) for f in manifold.equations]
-    ito = -E * (inverse * names.matrix("b", sympy.Matrix(bends))) / 2
+    bend = names.matrix("b", sympy.Matrix(bends) / 2)
+    ito = -E * names.matrix("kappa", inverse * bend)
     return Coefficients(projector, force, tangential, ito, along), names.definitions
 
 

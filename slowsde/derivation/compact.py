@@ -49,7 +49,8 @@ class Names:
         def entry(i: int, j: int) -> Any:
             i, j = (min(i, j), max(i, j)) if symmetric else (i, j)
             value = values[i, j]
-            return value if value.is_Atom else self.entry(f"{letter}_{i + 1}{j + 1}", value)
+            index = f"{i + 1}{j + 1}" if values.shape[1] > 1 else f"{i + 1}"
+            return value if value.is_Atom else self.entry(f"{letter}_{index}", value)
 
         return sympy.Matrix(*values.shape, entry)
 

@@ -48,12 +48,18 @@ def _wave(rng: np.random.Generator) -> Callable[[Any], Any]:
 
 
 def random_points(
-    equations: Any, jacobian: Any, symbols: tuple[Any, ...], numbers: Numbers, rng: np.random.Generator, count: int = 3
+    equations: Any,
+    jacobian: Any,
+    symbols: tuple[Any, ...],
+    numbers: Numbers,
+    rng: np.random.Generator,
+    count: int = 3,
+    starts: int = STARTS,
 ) -> list[np.ndarray]:
     """Up to `count` points where the equations vanish, by damped Gauss–Newton from random starts."""
     f, J = numbers.function(sympy.Matrix(equations)), numbers.function(jacobian)
     found = []
-    for _ in range(STARTS):
+    for _ in range(starts):
         with np.errstate(all="ignore"):
             x = _descended(f, J, start(symbols, rng))
         if x is not None and _allowed(symbols, x):
