@@ -124,7 +124,7 @@ def _expressions(expr: Any) -> list[Any]:
     if isinstance(expr, str) or (isinstance(expr, Sequence) and any(isinstance(e, str) for e in expr)):
         # sympify would evaluate the string as Python code.
         raise ValueError(f"expr={expr!r} is a string. Build the SymPy expression from sympy.symbols instead.")
-    items = list(expr) if isinstance(expr, (Sequence, np.ndarray, sympy.MatrixBase)) else [expr]
+    items: list[Any] = [*expr] if isinstance(expr, (Sequence, np.ndarray, sympy.MatrixBase)) else [expr]
     try:
         found = [sympy.sympify(item) for item in items]
     except (sympy.SympifyError, TypeError) as error:
@@ -138,7 +138,7 @@ def _expressions(expr: Any) -> list[Any]:
 def _noise_matrix(noise: Any, p: int) -> Any:
     """B as a (p, r) matrix."""
     if isinstance(noise, GaussianNoise) and not callable(noise.function):
-        noise = np.asarray(noise.function)
+        return _noise_matrix(np.asarray(noise.function), p)
     if noise is None or isinstance(noise, str) or callable(noise) or type(noise).__module__.startswith("slowsde"):
         raise ValueError(
             f"noise={noise!r} has no formula: pass its factor B as a SymPy matrix (p, r), Σ = B Bᵀ on Γ, a number σ "
@@ -150,7 +150,7 @@ def _noise_matrix(noise: Any, p: int) -> Any:
         found = noise if isinstance(noise, sympy.MatrixBase) else sympy.Matrix(np.asarray(noise).tolist())
     except (TypeError, ValueError) as error:
         raise ValueError(f"noise={noise!r} is no matrix: pass a SymPy matrix (p, r) with p = {p}.") from error
-    if found.shape[0] != p or np.ndim(noise) not in (0, 2):
+    if found.shape[0] != p:
         raise ValueError(
             f"noise has shape {found.shape}; it must be (p, r) with p = {p}, one row for each of symbols and one "
             "column for each independent noise. Pass noise.T if it has p columns."

@@ -64,7 +64,8 @@ def _residual_squares(formula: Formula) -> tuple[Square, ...]:
 
 def squares_of(loss: Any, symbols: tuple[Any, ...]) -> tuple[Square, ...]:
     """L = const + ½ Σ w f², term by term, or as one product; () if it does not look like that."""
-    for form in (lambda e: e, sympy.factor, sympy.expand):
+    forms: tuple[Any, ...] = (lambda e: e, sympy.factor, sympy.expand)
+    for form in forms:
         found = [_square(term, symbols) for term in sympy.Add.make_args(form(loss))]
         if all(square is not None for square in found):
             return tuple(s for s in found if s is not None and s.base != 1)
@@ -174,8 +175,8 @@ def _given(formula: Formula, given: Any, names: Any) -> Manifold:
 
 def _given_equations(formula: Formula, given: Any, names: Any) -> Manifold:
     """Γ as the zeros of given functions, H = NᵀAN with A from the Hessian itself."""
-    items = list(given) if isinstance(given, (Sequence, sympy.MatrixBase)) else [given]
-    equations = [names.inner(e.lhs - e.rhs if isinstance(e, sympy.Equality) else e) for e in items]
+    items: list[Any] = [*given] if isinstance(given, (Sequence, sympy.MatrixBase)) else [given]  # pyright: ignore
+    equations = [names.inner(e.rewrite(sympy.Add) if isinstance(e, sympy.Equality) else e) for e in items]
     symbols, rng = formula.symbols, np.random.default_rng(0)
     N = sympy.Matrix(equations).jacobian(symbols)
     numbers = Numbers.drawn([formula.loss, *equations], symbols, rng)
@@ -193,7 +194,7 @@ def _given_equations(formula: Formula, given: Any, names: Any) -> Manifold:
 def _of_solution(formula: Formula, solution: dict[Any, Any]) -> Manifold:
     """Γ = {x = g(y)}: the gradients of x − g(y) are the unit matrix in the columns of x, so that A is H there."""
     symbols = formula.symbols
-    equations = sympy.Matrix([x - value for x, value in solution.items()])
+    equations: Any = sympy.Matrix([x - value for x, value in solution.items()])
     hessian = sympy.hessian(formula.loss, symbols)
     on = {**solution}
     columns = [symbols.index(x) for x in solution]

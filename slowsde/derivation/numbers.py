@@ -166,10 +166,10 @@ def optimizer(within: Within) -> AGM:
     found, names = within.optimizer, within.formula.names
 
     def one(leaf: Any) -> Any:
-        if not isinstance(leaf, sympy.Basic):
-            return leaf
-        check_numbers([leaf], [], names)
-        return np.asarray(float(leaf))
+        if isinstance(leaf, sympy.Basic):
+            check_numbers([leaf], [], names)
+            return np.asarray(leaf, float)
+        return leaf
 
     made = jax.tree.map(one, found)
     object.__setattr__(made, "c", float(made.c))

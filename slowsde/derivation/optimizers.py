@@ -96,7 +96,7 @@ def _columns(matrix: Any) -> list[Any]:
     return [matrix[:, j] for j in range(matrix.shape[1])]
 
 
-def _increment(optimizer: AGM, chart: Coordinates, g: np.ndarray) -> PyTree:
+def _increment(optimizer: AGM, chart: Coordinates, g: Any) -> PyTree:
     """V(g)."""
     try:
         return optimizer.V(chart.unravel_arrays(g))

@@ -40,7 +40,7 @@ class Potential:
         symbols, names = self.within.formula.symbols, self.within.formula.names
         solution = solved_for(self.within.manifold, symbols)
         free = [s for s in symbols if s not in solution]
-        g = sympy.Matrix([solution.get(s, s) for s in symbols])
+        g: Any = sympy.Matrix([solution.get(s, s) for s in symbols])
         along = (g.jacobian(free).T * _on(names.inner(self.covector), solution)).applyfunc(self.within.tidy.entry)
         equations = [sympy.fraction(e)[0] for e in along if e != 0]
         try:

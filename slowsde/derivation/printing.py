@@ -11,7 +11,7 @@ from sympy.printing.str import StrPrinter
 from .symbols import is_primed, with_primes
 
 NAMES = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi omega"
-GREEK = dict(zip(NAMES.split(), "αβγδεζηθικλμνξπρστφχψω", strict=True))
+GREEK: dict[str, str] = dict(zip(NAMES.split(), "αβγδεζηθικλμνξπρστφχψω", strict=True))
 RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 

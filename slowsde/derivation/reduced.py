@@ -38,8 +38,8 @@ class Reduced:
     def expanded(self) -> "Reduced":
         """With what names stand for put in."""
         named = tuple(self.definitions.items())
-        put = [expanded(m, named) for m in (self.drift, self.diffusion)]
-        return Reduced(self.coordinates, *put, self.state, self.v_drift, {})
+        drift, diffusion = (expanded(m, named) for m in (self.drift, self.diffusion))
+        return Reduced(self.coordinates, drift, diffusion, self.state, self.v_drift, {})
 
     def latex(self) -> str:
         """The equations as an `aligned` environment."""

@@ -43,20 +43,16 @@ def is_primed(expr: Any) -> bool:
 
 
 def _differentiates_undefined(expr: Any) -> bool:
-    return (
-        isinstance(expr, sympy.Derivative)
-        and isinstance(expr.expr, AppliedUndef)
-        and len(expr.expr.args) == 1
-        and len(expr.variable_count) == 1
-        and expr.variable_count[0][0] == expr.expr.args[0]
-    )
+    if not (isinstance(expr, sympy.Derivative) and isinstance(expr.expr, AppliedUndef) and len(expr.expr.args) == 1):
+        return False
+    return set(expr.variables) == set(expr.expr.args)
 
 
 def with_primes(expr: Any) -> Any:
     """`expr` with undefined functions of one argument as `primed` ones."""
     expr = expr.replace(
         _differentiates_undefined,
-        lambda e: primed(e.expr.func, int(e.variable_count[0][1]))(e.expr.args[0]),
+        lambda e: primed(e.expr.func, len(e.variables))(e.expr.args[0]),
     )
     expr = expr.replace(
         lambda e: isinstance(e, AppliedUndef) and len(e.args) == 1, lambda e: primed(e.func, 0)(*e.args)

@@ -8,6 +8,7 @@ from typing import Any
 import sympy
 
 LONG = 1500  # operations in one expression from which on it is left as it is: factoring it takes many seconds
+ROOTS = 150  # and with roots of sums in it, which are algebraic numbers to it
 SLOW = 1500  # operations in all from which on a line says that it will take long
 SHORTER = 0.7  # of its operations a form must have to be preferred to one that keeps its factors
 REDUCED = 250  # operations in a numerator up to which it is reduced modulo the equations of Γ
@@ -32,7 +33,7 @@ class Tidy:
     def entry(self, expr: Any) -> Any:
         if not self.wanted or expr.is_Atom:
             return expr
-        if self.lightly or sympy.count_ops(expr) > LONG:
+        if self.lightly or sympy.count_ops(expr) > (ROOTS if has_roots(expr) else LONG):
             return sympy.factor_terms(expr)
         found = fraction(expr) if is_nested(expr) else shortest(fraction(expr), expr)
         reduced = shortest(found, *self._modulo(found))
@@ -61,11 +62,16 @@ def _remainder(expr: Any, equations: tuple[Any, ...], gens: list[Any]) -> Any:
 
 def fraction(expr: Any) -> Any:
     """One fraction with factored numerator and denominator, and as few minus signs as may be."""
-    found = sympy.factor(sympy.together(expr))
+    found: Any = sympy.factor(sympy.together(expr))
     parts = sympy.Mul.make_args(found)
     flipped = [-part if part.is_Add and part.could_extract_minus_sign() else part for part in parts]
     sign = (-1) ** sum(a is not b for a, b in zip(parts, flipped, strict=True))
     return sympy.Mul(sign, *flipped) if len(parts) > 1 else found
+
+
+def has_roots(expr: Any) -> bool:
+    """Whether there are roots of sums."""
+    return any(e.base.is_Add and not e.exp.is_Integer for e in expr.atoms(sympy.Pow))
 
 
 def is_nested(expr: Any) -> bool:

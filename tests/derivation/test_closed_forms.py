@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import sympy
 from formulas import (
-    ADAM,
     CASES,
     CIRCLE,
     LABEL,
@@ -19,7 +18,6 @@ from formulas import (
     points_of,
     q,
     sx,
-    sy,
     u,
     v,
     with_numbers,
@@ -61,7 +59,6 @@ def test_a_function_put_in_is_differentiated() -> None:
     for key, value in ((h(y), sympy.exp(y**2 / 2)), (h, lambda z: sympy.exp(z**2 / 2))):
         found = valley.on({key: value})
         assert same(found.drift[1], -(sx**2) * y / 4)
-        assert found.as_problem is not None
     assert valley.on({h(y): 1}).drift[1] == 0
 
 
@@ -99,7 +96,6 @@ def test_uv_is_one_under_adame() -> None:
 
 def test_brownian_motion_on_the_circle() -> None:
     derivation = ss.derive(CIRCLE, [x, y], ss.sgd(), 1)
-    assert derivation.on().within.tidy is not None
     assert derivation.ito_drift == sympy.Matrix([-x / 2, -y / 2])
     assert derivation.tangential_drift == sympy.zeros(2, 1)
     found = derivation.reduced({x: sympy.cos(phi), y: sympy.sin(phi)})
@@ -111,7 +107,7 @@ def test_the_ellipse_has_the_oblique_projector_and_second_derivative_of_the_limi
     """Π and D²[t, t] of L = ¼(x² + 4y² − 1)² in the metric diag(½, 2), as measured through the resolved flow."""
     metric = ss.AGM(lambda g: g * g, lambda v: sympy.diag(sympy.Rational(1, 2), 2), c)
     at = {x: sympy.cos(1), y: sympy.sin(1) / 2}
-    t = sympy.Matrix([-2 * at[x].subs({}) * 0 - sympy.sin(1), sympy.cos(1) / 2])
+    t = sympy.Matrix([-sympy.sin(1), sympy.cos(1) / 2])  # tangential
     found = ss.derive((x**2 + 4 * y**2 - 1) ** 2 / 4, [x, y], metric, metric.S(None).inv() * t / t.norm())
     value = sympy.Matrix(2, 1, [2 * e for e in found.ito_drift.subs(at)]).evalf()
     N = sympy.Matrix([[at[x], 4 * at[y]]])
@@ -125,7 +121,7 @@ def test_the_ellipse_has_the_oblique_projector_and_second_derivative_of_the_limi
 def test_adam_has_a_potential_on_larger_manifolds(name: str) -> None:
     """tr Diag(H)^½ for ε = 0, by closedness in random points and by its gradient."""
     case = CASES[name]
-    symbols = [s for s in case.symbols]
+    symbols = list(case.symbols)
     derivation = ss.derive(case.expr, symbols, ss.adam(c, eps=0), ss.LabelNoise(delta)).on({delta: 1})
     potential = derivation.potential()
     assert potential.closed
@@ -162,15 +158,11 @@ def test_a_reduced_equation_is_the_whole_one_in_other_coordinates() -> None:
             assert float(found.drift[0].subs(at | state)) == pytest.approx(drift, rel=1e-10)
             np.testing.assert_allclose(np.array(found.diffusion.subs(at | state), float)[0], noise, rtol=1e-10)
         at = {w: np.exp(point[1])} | state
-        assert float(observed.drift[0].subs(at)) == pytest.approx(
-            np.exp(point[1]) * (drift + noise @ noise / 2), rel=1e-9
-        )
+        expected = np.exp(point[1]) * (drift + noise @ noise / 2)
+        assert float(observed.drift[0].subs(at)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_whole_derivation_reads_well() -> None:
     text = str(CASES["network"].derive()).splitlines()
     assert text[0] == "da1 = -S_a1 (T_1 - μ_1 φ(w1 x1) - μ_2 φ(w1 x2)) dt"
     assert text[-1] == "0 = a1 φ(w1 x2) + a2 φ(w2 x2) - y2 on Γ"
-    assert "ADAM" not in text
-    assert ADAM.c is c
-    assert sy in CASES["valley"].derive().diffusion.free_symbols

@@ -28,6 +28,7 @@ FLOORS = (
     "slowsde/problems",
     "slowsde/optimizers",
     "slowsde/dynamics",
+    "slowsde/derivation",
     "slowsde/metrics",
     "slowsde/runs",
     "slowsde/studies",
