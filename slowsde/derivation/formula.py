@@ -138,13 +138,13 @@ def _expressions(expr: Any) -> list[Any]:
 def _noise_matrix(noise: Any, p: int) -> Any:
     """B as a (p, r) matrix."""
     if isinstance(noise, GaussianNoise) and not callable(noise.function):
-        return _noise_matrix(np.asarray(noise.function), p)
+        noise = np.asarray(noise.function)
     if noise is None or isinstance(noise, str) or callable(noise) or type(noise).__module__.startswith("slowsde"):
         raise ValueError(
             f"noise={noise!r} has no formula: pass its factor B as a SymPy matrix (p, r), Σ = B Bᵀ on Γ, a number σ "
             "or symbol for σI, or ss.LabelNoise(std)."
         )
-    if np.ndim(noise) == 0 and not isinstance(noise, sympy.MatrixBase):
+    if not isinstance(noise, sympy.MatrixBase) and np.ndim(noise) == 0:  # pyright: ignore[reportArgumentType]
         return sympy.eye(p) * sympy.sympify(np.asarray(noise).item())
     try:
         found = noise if isinstance(noise, sympy.MatrixBase) else sympy.Matrix(np.asarray(noise).tolist())

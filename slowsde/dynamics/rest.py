@@ -166,7 +166,8 @@ def _continued(
     slow: SlowState, chosen: Chosen, ending: Ending, state0: State, rtol: Array, nearly: Array, tol: Array
 ) -> tuple[State, Array, Array]:
     """Plain implicit steps from where the flow is nearly still: the state, whether it is still, and their number."""
-    slow = eqx.tree_at(lambda s: s.sde.loss, slow, slow.sde.loss.at_singular_ends())
+    if not chosen.coupled:  # there multipliers of what vanishes would be noise in the exact Hessian
+        slow = eqx.tree_at(lambda s: s.sde.loss, slow, slow.sde.loss.at_singular_ends())
     solver, t = ExtrapolatedImplicit(slow, rtol, coupled=chosen.coupled), ending.time
     crossing = slow.sde.crossing_time(ending.state[0], slow.v(ending.state))
 

@@ -32,7 +32,7 @@ def number(
     """
     if is_symbolic(value):
         return value
-    value = float(value) if hasattr(value, "free_symbols") and value.is_real is not False else value
+    value = float(value) if hasattr(value, "free_symbols") and value.is_extended_real else value
     # Not `float(value)`: a string of digits, an array of one and True would pass, None fail with no name.
     good = is_number(value)
     found = float(value) if good else np.nan

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import sympy
@@ -60,7 +61,7 @@ z = sympy.Symbol("z")
         ([u * v - 1], [u, v], ss.AGM(lambda g: g * g, lambda v: v[:1], c), LABEL, "no metric for 2 symbols"),
         ([u * v - 1], [u, v], ss.grouped({"a": ADAM}, "a"), LABEL, "group of optimizers"),
         ([A[0] * u + v], [sympy.Matrix(2, 3, sympy.symbols("k0:6")), u, v, A[0]], ss.shampoo(c), LABEL, "up to 2×2"),
-        ([u * v - 1], [u, v], ss.sgd(schedule=np.cos), LABEL, "schedule cannot be evaluated on a symbol"),
+        ([u * v - 1], [u, v], ss.sgd(schedule=jnp.cos), LABEL, "schedule cannot be evaluated on a symbol"),
     ],
 )
 def test_refused(expr: Any, symbols: Any, optimizer: Any, noise: Any, message: str) -> None:
