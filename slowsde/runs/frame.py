@@ -126,8 +126,10 @@ def check_digest(problem: Any, optimizer: Any, trajectory: Trajectory, name: str
         ) from error
     others = differences(kept, found)
     if others:
+        then, c = trajectory.stats.get("c"), float(optimizer.c)
+        which = "" if then is None or np.isclose(then, c) else f" (optimizer.c={c:g}, and c={then:g} then)"
         raise ValueError(
-            f"{name} was made with {' and '.join(others)}: pass the problem and the optimizer of that run."
+            f"{name} was made with {' and '.join(others)}{which}: pass the problem and the optimizer of that run."
         )
 
 
