@@ -73,10 +73,12 @@ def scale_rows(d: Float[Array, " p"], w: Float[Array, "p *r"]) -> Float[Array, "
 
 
 def check_positive(diagonal: Float[Array, " p"]) -> None:
-    """ValueError unless the entries are positive and finite; what is traced is not looked at."""
+    """ValueError unless the entries are positive and finite; what is traced, or has symbols, is not looked at."""
     if is_traced(diagonal):
         return
     entries = np.asarray(diagonal)
+    if entries.dtype == object:
+        return
     good = (entries > 0) & np.isfinite(entries)
     if not good.all():
         worst = int(np.argmin(good))
