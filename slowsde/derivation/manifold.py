@@ -176,7 +176,8 @@ def _given(formula: Formula, given: Any, names: Any) -> Manifold:
 def _given_equations(formula: Formula, given: Any, names: Any) -> Manifold:
     """Γ as the zeros of given functions, H = NᵀAN with A from the Hessian itself."""
     items: list[Any] = [*given] if isinstance(given, (Sequence, sympy.MatrixBase)) else [given]  # pyright: ignore
-    equations = [names.inner(e.rewrite(sympy.Add) if isinstance(e, sympy.Equality) else e) for e in items]
+    differences: list[Any] = [e.lhs - e.rhs if isinstance(e, sympy.Equality) else e for e in items]  # pyright: ignore
+    equations = [names.inner(e) for e in differences]
     symbols, rng = formula.symbols, np.random.default_rng(0)
     N = sympy.Matrix(equations).jacobian(symbols)
     numbers = Numbers.drawn([formula.loss, *equations], symbols, rng)

@@ -127,7 +127,7 @@ def formula_text(expr: Any) -> str:
         expr = rest
     shown = _Text().doprint(expr)
     shown = re.sub(r"\*\*(\d+)(?![\d.])", lambda m: m[1].translate(RAISED), shown)
-    return front + re.sub(r"(?<=[^\s*])\*(?=[^\s*])", " ", shown)
+    return front + re.sub(r"(?<=[^\s*])\*(?=[^\s*])", " ", shown).replace("**", "^")
 
 
 def _term(body: str, is_sum: bool, differential: str, brackets: tuple[str, str]) -> str:

@@ -14,7 +14,10 @@ import sympy
 from .compact import expanded
 from .manifold import solved_for
 from .printing import System, latex, text
+from .tidy import shortest
 from .within import Within
+
+HEURISTIC = 120  # operations up to which SymPy's `simplify` takes no more than a second
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,17 @@ class Reduced:
         drift, diffusion = (expanded(m, named) for m in (self.drift, self.diffusion))
         return Reduced(self.coordinates, drift, diffusion, self.state, self.v_drift, {})
 
+    def renamed(self, symbols: Mapping[Any, Any]) -> "Reduced":
+        """With other symbols for some."""
+        return Reduced(
+            tuple(symbols.get(q, q) for q in self.coordinates),
+            self.drift.xreplace(symbols),
+            self.diffusion.xreplace(symbols),
+            self.state,
+            self.v_drift.xreplace(symbols),
+            {name: value.xreplace(symbols) for name, value in self.definitions.items()},
+        )
+
     def latex(self) -> str:
         """The equations as an `aligned` environment."""
         return latex(self._system())
@@ -62,7 +76,13 @@ def reduced_to(within: Within, coordinates: Any) -> Reduced:
     if isinstance(coordinates, Mapping):
         given = {names.inner(key): names.inner(value) for key, value in coordinates.items()}
         if set(given) >= set(symbols):
-            return _in_parameters(within, given, _new_symbols(within, given))
+            new = _new_symbols(within, given)
+            # Within, coordinates are real, as all symbols are: (e^s)^λ is e^{λs}.
+            real = {q: sympy.Symbol(q.name, real=True) for q in new if q.is_real is None}
+            found = _in_parameters(
+                within, {s: e.subs(real) for s, e in given.items()}, tuple(real.get(q, q) for q in new)
+            )
+            return found.renamed({twin: q for q, twin in real.items()})
         if not given or set(given) & set(symbols):
             raise ValueError(
                 f"coordinates={coordinates} must have new symbols for keys, {{w: u**2 - v**2}}, or all of {symbols}."
@@ -138,26 +158,30 @@ def _made(within: Within, q: tuple[Any, ...], drift: Any, diffusion: Any, expres
     names, tidy = within.formula.names, within.tidy
 
     def finished(matrix: Any) -> Any:
-        return names.outer(matrix.applyfunc(lambda e: tidy.entry(_trigonometric(express(tidy.entry(e))))))
+        return names.outer(matrix.applyfunc(lambda e: tidy.entry(_simplified(express(tidy.entry(e))))))
 
     drift, diffusion = finished(drift), finished(diffusion)
     used = drift.free_symbols | diffusion.free_symbols
     definitions: list[tuple[Any, Any]] = []
     for symbol, value in reversed(within.named):
         if symbol in used:
-            value = names.outer(_trigonometric(express(value)))
+            value = names.outer(_simplified(express(value)))
             used |= value.free_symbols
             definitions.insert(0, (symbol, value))
     # Only those entries of the state that something depends on.
     state = [v for v in within.state if v in used]
     rates = dict(zip(within.state, within.v_drift(), strict=True))
-    rows = [names.outer(tidy.entry(_trigonometric(express(rates[v])))) for v in state]
+    rows = [names.outer(tidy.entry(_simplified(express(rates[v])))) for v in state]
     v_drift = sympy.ImmutableMatrix(len(state), 1, rows)
     return Reduced(tuple(names.outer(s) for s in q), drift, diffusion, tuple(state), v_drift, dict(definitions))
 
 
-def _trigonometric(expr: Any) -> Any:
-    return sympy.trigsimp(expr) if expr.has(sympy.sin, sympy.cos) and sympy.count_ops(expr) < 300 else expr
+def _simplified(expr: Any) -> Any:
+    """By SymPy's own heuristics where these are quick: sines, and exponentials as tanh."""
+    if expr.has(sympy.sin, sympy.cos, sympy.exp) and sympy.count_ops(expr) < HEURISTIC:
+        found = sympy.simplify(sympy.powsimp(expr))
+        return shortest(found, expr)
+    return expr
 
 
 def in_terms_of(within: Within, expr: Any, given: Mapping[Any, Any]) -> Any:
@@ -170,6 +194,9 @@ def in_terms_of(within: Within, expr: Any, given: Mapping[Any, Any]) -> Any:
     divided = _divided(expr, equations, symbols)
     if divided is not None:
         return divided
+    multiple = _multiple(within, expr, given)
+    if multiple is not None:
+        return multiple
     inside = [s for s in symbols if any(e.has(s) for e in (*equations, expr))]
     if len(inside) == len(equations):
         try:
@@ -180,6 +207,22 @@ def in_terms_of(within: Within, expr: Any, given: Mapping[Any, Any]) -> Any:
         if good:
             return expr.subs(good[0])
     return expr
+
+
+def _multiple(within: Within, expr: Any, given: Mapping[Any, Any]) -> Any:
+    """k w if `expr` is that, which powers with symbols for exponents hide from division."""
+    symbols = within.formula.symbols
+    try:
+        solution = solved_for(within.manifold, symbols)
+    except ValueError:
+        return None
+    for w, value in given.items():
+        quotient = (expr / value).subs(solution, simultaneous=True)
+        if sympy.count_ops(quotient) < HEURISTIC:
+            quotient = sympy.simplify(sympy.powsimp(sympy.expand(quotient)))
+            if not quotient.free_symbols & set(symbols):
+                return quotient * w
+    return None
 
 
 def _fits(solution: Mapping[Any, Any]) -> bool:

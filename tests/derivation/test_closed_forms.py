@@ -85,13 +85,17 @@ def test_uv_is_one_under_adam_without_epsilon() -> None:
 
 
 def test_uv_is_one_under_adame() -> None:
-    """F = α^{1−λ}/(4(1−λ)) (u^{2(1−λ)} + v^{2(1−λ)}) for ε → 0, at rest at u = v for every λ."""
+    """u^{2−2λ} − v^{2−2λ} falls at the rate (1−λ) δ^{2−4λ}, and F = α^{1−λ}/(4(1−λ)) (u^{2−2λ} + v^{2−2λ}), ε → 0."""
     derivation = Case([p * q - 1], [p, q], ss.adame(sympy.oo, lam, eps=epsilon), LABEL).derive().on({epsilon: 0})
     value = derivation.potential().value
     expected = (delta**2) ** (1 - lam) * (p ** (2 - 2 * lam) + q ** (2 - 2 * lam)) / (4 * (1 - lam))
     numbers = {lam: 0.3, delta: 0.7, p: 1.9, q: 0.6}
     assert float(value.subs(numbers)) == pytest.approx(float(expected.subs(numbers)), rel=1e-12)
-    assert derivation.drift.subs({p: 1, q: 1}) == sympy.zeros(2, 1)
+    law = derivation.reduced({w: p ** (2 - 2 * lam) - q ** (2 - 2 * lam)})
+    assert str(law) == "dw = δ^(2 - 4 λ) w (λ - 1) dt"
+    for power, expected in ((0, "-1/2 δ² tanh(2 s)"), (sympy.Rational(1, 2), "-1/2 tanh(s)")):
+        found = derivation.on({lam: power}).reduced({p: sympy.exp(s), q: sympy.exp(-s)})
+        assert str(found) == f"ds = {expected} dt"
 
 
 def test_brownian_motion_on_the_circle() -> None:
