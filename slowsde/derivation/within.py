@@ -97,7 +97,7 @@ class Within:
 
     def _simplified(self, tidy: Tidy) -> "Within":
         moments = replace(self.moments, target=tuple(tidy(e) for e in self.moments.target))
-        named = self.named if tidy.lightly else tuple((symbol, tidy(value)) for symbol, value in self.named)
+        named = tuple((symbol, tidy(value)) for symbol, value in self.named)
         return replace(self, coefficients=self.coefficients.map(tidy), moments=moments, named=named)
 
     def put(
