@@ -34,7 +34,7 @@ class Tidy:
         if not self.wanted or expr.is_Atom:
             return expr
         if self.lightly or sympy.count_ops(expr) > (ROOTS if has_roots(expr) else LONG):
-            return shortest(sympy.factor_terms(sympy.together(expr)), sympy.factor_terms(expr))
+            return shortest(sympy.factor_terms(sympy.together(expr)), sympy.factor_terms(expr))  # pyright: ignore[reportArgumentType]
         found = fraction(expr) if is_nested(expr) else shortest(fraction(expr), expr)
         reduced = shortest(found, *self._modulo(found))
         # x² + y² for 1 is worth it; u³ − v for u(u² − v²) is not.
