@@ -162,6 +162,17 @@ def _to_rest(
     return Rest(ending, still, escapes)
 
 
+class Search(NamedTuple):
+    """The state of the search for a rest."""
+
+    state: State
+    h: Array  # the length of the next step
+    stillness: Array
+    left: Array  # what the last step left of it, a share
+    there: Array  # whether rounding keeps it from getting nearer
+    count: Array
+
+
 def _continued(
     slow: SlowState, chosen: Chosen, ending: Ending, state0: State, rtol: Array, nearly: Array, tol: Array
 ) -> tuple[State, Array, Array]:
@@ -170,39 +181,38 @@ def _continued(
         slow = eqx.tree_at(lambda s: s.sde.loss, slow, slow.sde.loss.at_singular_ends())
     solver, t = ExtrapolatedImplicit(slow, rtol, coupled=chosen.coupled), ending.time
     crossing = slow.sde.crossing_time(ending.state[0], slow.v(ending.state))
-
     rounded = ROUNDED * jnp.finfo(state0[0].dtype).eps ** 0.5
 
-    def unfinished(carry: tuple[State, Array, Array, Array, Array, Array]) -> Array:
-        _, h, stillness, _, there, count = carry
-        return (stillness > tol) & ~there & (count < CONTINUED) & (h > 1e-12 * crossing)
+    def unfinished(at: Search) -> Array:
+        return (at.stillness > tol) & ~at.there & (at.count < CONTINUED) & (at.h > 1e-12 * crossing)
 
-    def step(carry: tuple[State, Array, Array, Array, Array, Array]) -> tuple[State, Array, Array, Array, Array, Array]:
-        state, h, stillness, left, _, count = carry
-        new, falls = solver.plain_step(state, t, h)
+    def step(at: Search) -> Search:
+        new, falls = solver.plain_step(at.state, t, at.h)
         after = _stillness(slow, t, new, state0)
+        left = after / at.stillness
         # One that climbs, is not a step on Γ, or stirs up what was still, is taken again at a fifth of its length.
-        taken = falls & (after < jnp.maximum(3 * stillness, nearly))
+        taken = falls & (after < jnp.maximum(3 * at.stillness, nearly))
+        # A long step is Newton's: what it moves is how far off the end is. At rounding it gets no nearer.
+        near = jnp.linalg.norm(new[0] - at.state[0]) < rounded * jnp.linalg.norm(at.state[0])
+        there = taken & near & (left > 0.9) & (at.h > 10 * crossing) & (after < 1e3 * tol)
         # The less is left, the longer the steps, unless their length no longer matters: reweighting halves what is left
         # at any length, and longer steps lose digits (S spreads over decades).
-        now_left = after / stillness
-        longer = jnp.where((now_left < 0.7) & (now_left > 0.95 * left), 1.0, jnp.clip(1.5 / now_left, 0.75, 15.0))
-        # A long step is Newton's: what it moves is how far off the end is. At rounding it gets no nearer.
-        near = jnp.linalg.norm(new[0] - state[0]) < rounded * jnp.linalg.norm(state[0])
-        there = taken & near & (now_left > 0.9) & (h > 10 * crossing) & (after < 1e3 * tol)
-        h = jnp.where(taken, jnp.minimum(h * longer, LONGEST * crossing), h / 5)
-        state = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, state)
-        return state, h, jnp.where(taken, after, stillness), jnp.where(taken, now_left, left), there, count + 1
+        longer = jnp.where((left < 0.7) & (left > 0.95 * at.left), 1.0, jnp.clip(1.5 / left, 0.75, 15.0))
+        accepted = Search(new, jnp.minimum(at.h * longer, LONGEST * crossing), after, left, there, at.count + 1)
+        refused = at._replace(h=at.h / 5, count=at.count + 1)
+        return jax.tree.map(lambda a, b: jnp.where(taken, a, b), accepted, refused)
 
     stillness = _stillness(slow, t, ending.state, state0)
     # From anywhere else they would come to rest as well, in a basin that the flow has not chosen.
     begun = jnp.where(stillness <= nearly, 0, CONTINUED)
-    first = (ending.state, 0.1 * crossing, stillness, jnp.ones_like(stillness), jnp.asarray(False), begun)
-    state, _, stillness, _, there, count = jax.lax.while_loop(unfinished, step, first)
-    x, v = state
+    first = Search(ending.state, 0.1 * crossing, stillness, jnp.ones_like(stillness), jnp.asarray(False), begun)
+    found = jax.lax.while_loop(unfinished, step, first)
+    # What is zero to rounding is zero at the end of the flow, if that is as still.
+    x, v = found.state
     zeros = jnp.where(jnp.abs(x) < rounded * jnp.sqrt(jnp.mean(x**2)), 0, x), v
-    state = jax.tree.map(lambda a, b: jnp.where(_stillness(slow, t, zeros, state0) < stillness, a, b), zeros, state)
-    return state, (stillness <= tol) | there, count - begun
+    stiller = _stillness(slow, t, zeros, state0) < found.stillness
+    end = jax.tree.map(lambda a, b: jnp.where(stiller, a, b), zeros, found.state)
+    return end, (found.stillness <= tol) | found.there, found.count - begun
 
 
 def _stillness(slow: SlowState, t: Any, state: State, start: State) -> Array:

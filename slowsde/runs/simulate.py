@@ -82,7 +82,9 @@ def simulate(
             diagonal metric, or "tsit5" (explicit), which it is elsewhere; otherwise "euler" (weak order 1).
         dt: step of "euler" in slow time; None for (t1 − t0)/1000.
         rtol: tolerance of the adaptive solvers, relative to each parameter and to their root mean square.
-        tol: with t1=inf, how still is stationary: `stats["stillness"]`, without units, see `SlowSDE.stillness`.
+        tol: with t1=inf, how still is stationary: `stats["stillness"]`, without units, see `SlowSDE.stillness`. At a
+            singular end, where residuals ∝ |δx|² round before x does, an end counts that Newton's steps move by less
+            than 10⁻⁷ of |x| and no nearer.
         max_steps: bound on its steps; a tenth of it, but 10 000 at least, bounds those of the way to Γ.
         route: a `Route` or its name: "dense", "kernel" or "matrix_free" (least squares, classification) or "auto".
         rank: the rank of the Hessian on Γ; None to find it.

@@ -22,7 +22,8 @@ class StationaryPoint:
         v: the optimizer state there.
         metrics: name -> number.
         t: the slow time at which the flow was nearly still; plain implicit steps found the last digits from there.
-        speed: |dζ/dt|_{S⁻¹} left there, 0 at an exact stationary point.
+        speed: |dζ/dt|_{S⁻¹} left there, 0 at an exact stationary point: the length in the metric S(v)⁻¹ of what
+            `coefficients(problem, optimizer, params, v).drift` gives.
         stillness: the same without units, see `SlowSDE.stillness`.
         trajectory: the flow that led there.
     """

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import ndtri, stdtrit
 
 LEVEL = 0.95
 
@@ -53,6 +52,8 @@ def fit_order(
     dx, dy = x - x0, y - y0
     information = dx @ weights @ dx
     slope = float(dx @ weights @ dy / information)
+    from scipy.special import ndtri, stdtrit  # half the time of `import slowsde`
+
     misfit, wide = np.nan, ndtri((1 + LEVEL) / 2)
     if x.size > 2:
         rest = dy - slope * dx
