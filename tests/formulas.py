@@ -13,7 +13,7 @@ from slowsde.derivation.points import Numbers, random_points
 x, y, u, v = sympy.symbols("x y u v")
 p, q = sympy.symbols("p q", positive=True)
 delta, epsilon, c, lam, omega, sx, sy = sympy.symbols("delta epsilon c lambda omega sigma_x sigma_y")
-h, phi = sympy.Function("h"), sympy.Function("phi")
+h, phi, k = (sympy.Function(name) for name in ("h", "phi", "k"))
 a1, a2, w1, w2 = NET = sympy.symbols("a1 a2 w1 w2")
 x1, x2, y1, y2 = sympy.symbols("x1 x2 y1 y2")
 G = sympy.Matrix(2, 2, sympy.symbols("g11 g12 g21 g22"))
@@ -21,7 +21,15 @@ W = sympy.Matrix(2, 2, sympy.symbols("w11 w12 w21 w22"))
 A, B = (sympy.Matrix(2, 1, sympy.symbols(f"{s}1 {s}2")) for s in "ab")
 ADAM = ss.adam(c, eps=epsilon)
 SETTINGS = {epsilon: 0.07, c: 1.3, delta: 0.6, sx: 0.8, sy: 0.5, lam: 0.3, omega: 0.4}
-NUMBERS = {x1: 0.9, x2: -0.7, y1: 0.4, y2: 0.3, h: lambda z: 1 + z**2, phi: lambda z: sympy.tanh(z) + z**2 / 2}
+NUMBERS = {
+    x1: 0.9,
+    x2: -0.7,
+    y1: 0.4,
+    y2: 0.3,
+    h: lambda z: 1 + z**2,
+    k: lambda a, b: 1 + a**2 * sympy.exp(b),
+    phi: lambda z: sympy.tanh(z) + z**2 / 2,
+}
 
 
 def network(z: Any) -> Any:
@@ -63,6 +71,8 @@ CASES = {
     "valley, correlated noise that depends on y": Case(
         sympy.exp(y) * x**2 / 2, [x, y], ADAM, sympy.Matrix([[sx, y], [0, sy * sympy.cos(y)]])
     ),
+    "valley of two coordinates": Case(k(y, u) * x**2 / 2, [x, y, u], ADAM, sympy.Matrix([[sx, 0], [sy, 1], [0, sy]])),
+    "sphere": Case((x**2 + y**2 + u**2 - 1) ** 2 / 4, [x, y, u], ADAM, sx),
     "bent valley": Case(h(y) * (x - sympy.sin(y)) ** 2 / 2, [x, y], ADAM, OBLIQUE),
     "bent valley, given": Case(
         sympy.exp(x) * (x - sympy.sin(y)) ** 2 * (1 + y**2), [x, y], ADAM, OBLIQUE, {x: sympy.sin(y)}

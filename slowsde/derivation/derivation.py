@@ -289,14 +289,14 @@ def functions_in(values: Mapping[Any, Any]) -> dict[Any, Any]:
         if isinstance(key, UndefinedFunction):
             found[key] = value
         elif isinstance(key, AppliedUndef):
-            if len(key.args) != 1 or not key.args[0].is_Symbol:
-                raise ValueError(f"values has the key {key}: give a function of one symbol, such as h(y), or h itself.")
-            found[key.func] = sympy.Lambda(key.args[0], sympy.sympify(value))
+            if not all(arg.is_Symbol for arg in key.args):
+                raise ValueError(f"values has the key {key}: give a function of symbols, such as h(y), or h itself.")
+            found[key.func] = sympy.Lambda(key.args, sympy.sympify(value))
     return found
 
 
 def inner_function(function: Any, inner: Any) -> Any:
-    return lambda z: inner(function(z))
+    return lambda *z: inner(function(*z))
 
 
 def _check_known(values: Mapping[Any, Any], functions: Mapping[Any, Any], within: Within) -> None:

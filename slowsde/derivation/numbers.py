@@ -21,7 +21,7 @@ from ..problems.label_noise import LabelNoise
 from ..problems.least_squares import LeastSquares
 from .formula import Formula
 from .optimizers import chart_of
-from .symbols import is_primed
+from .symbols import functions_of
 from .within import Within
 
 OFF = 1e-7  # how far from 0 an equation of Γ may be at a point of it, over the size of what it is made of
@@ -30,7 +30,7 @@ OFF = 1e-7  # how far from 0 an equation of Γ may be at a point of it, over the
 def check_numbers(exprs: Any, allowed: Any, names: Any) -> None:
     """ValueError if symbols or functions without a value are left."""
     left = set().union(*(e.free_symbols for e in exprs)) - set(allowed)
-    functions = {type(f).origin for e in exprs for f in e.atoms(sympy.Function) if is_primed(f)}
+    functions = functions_of(exprs)
     if left or functions:
         found = ", ".join(sorted([str(names.outer(s)) for s in left] + [f.__name__ for f in functions]))
         example = (

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import sympy
 
-from .symbols import is_primed, with_functions
+from .symbols import functions_of, with_functions
 
 STARTS, STEPS = 24, 60
 
@@ -24,7 +24,7 @@ class Numbers:
     def drawn(cls, exprs: Iterable[Any], symbols: tuple[Any, ...], rng: np.random.Generator) -> "Numbers":
         exprs = list(exprs)
         others = set().union(*(e.free_symbols for e in exprs)) - set(symbols)
-        origins = {type(f).origin for e in exprs for f in e.atoms(sympy.Function) if is_primed(f)}
+        origins = functions_of(exprs)
         values = {s: _drawn(s, rng) for s in sorted(others, key=lambda s: s.name)}
         functions = {f: _wave(rng) for f in sorted(origins, key=lambda f: f.__name__)}
         return cls(symbols, tuple(values.items()), tuple(functions.items()))
@@ -42,9 +42,9 @@ def _drawn(symbol: Any, rng: np.random.Generator) -> Any:
     return -value if symbol.is_negative else value
 
 
-def _wave(rng: np.random.Generator) -> Callable[[Any], Any]:
+def _wave(rng: np.random.Generator) -> Callable[..., Any]:
     a, b, c = (sympy.Float(x) for x in rng.uniform((1.5, 0.6, 0.0), (2.5, 1.4, 3.0)))
-    return lambda z: a + sympy.sin(b * z + c)
+    return lambda *z: a + sympy.sin(b * sum((i + 1) * part for i, part in enumerate(z)) + c)
 
 
 def random_points(

@@ -142,10 +142,12 @@ def _by_coordinates(within: Within, tau: Any) -> Any:
     free = [s for s in symbols if s not in solution]
     g = sympy.Matrix([solution.get(s, s) for s in symbols])
     along = (g.jacobian(free).T * _on(tau, solution)).applyfunc(within.tidy.entry)
-    total = sympy.S.Zero
-    for a, q in zip(along, free, strict=True):
+    # |σ| of a noise whose sign is open would be integrated case by case.
+    sizes = {e: sympy.Dummy(positive=True) for e in along.atoms(sympy.Abs) if not e.free_symbols & set(symbols)}
+    total: Any = sympy.S.Zero
+    for a, q in zip(along.xreplace(sizes), free, strict=True):
         total += sympy.integrate(sympy.expand(a - total.diff(q)), q)
-    return None if total.has(sympy.Integral) else within.tidy.entry(total)
+    return None if total.has(sympy.Integral) else within.tidy.entry(total.xreplace({d: e for e, d in sizes.items()}))
 
 
 class _Test:

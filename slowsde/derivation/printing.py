@@ -28,7 +28,17 @@ class System:
     equations: tuple[Any, ...] = ()
 
 
+def _power_of_ten(number: Any) -> int | None:
+    """k of 10⁻ᵏ, k ≥ 3, else None."""
+    digits = str(number.q)
+    return len(digits) - 1 if number.p == 1 and digits.strip("0") == "1" and len(digits) > 3 else None
+
+
 class _Latex(LatexPrinter):
+    def _print_Rational(self, expr: Any) -> str:
+        k = _power_of_ten(expr)
+        return super()._print_Rational(expr) if k is None else f"10^{{-{k}}}"
+
     def _print_Function(self, expr: Any, exp: Any = None) -> str:
         if not is_primed(expr):
             return super()._print_Function(expr, exp)
@@ -40,6 +50,10 @@ class _Latex(LatexPrinter):
 
 
 class _Text(StrPrinter):
+    def _print_Rational(self, expr: Any) -> str:
+        k = _power_of_ten(expr)
+        return super()._print_Rational(expr) if k is None else f"1e-{k}"
+
     def _print_Symbol(self, expr: Any) -> str:
         return "_".join(_greek(part) for part in expr.name.split("_"))
 
@@ -120,9 +134,11 @@ def formula_latex(expr: Any) -> str:
 def formula_text(expr: Any) -> str:
     """One line of text: Greek letters, raised exponents, no signs of multiplication."""
     expr = with_logarithms(with_primes(sympy.sympify(expr)))
-    coefficient, rest = expr.as_coeff_Mul()
+    parts: Any = expr.as_coeff_Mul()
+    coefficient, rest = parts
     front = ""
-    if coefficient.is_Rational and coefficient != 1 and rest != 1 and not rest.is_Add:
+    whole = coefficient.is_Integer and coefficient != -1
+    if coefficient.is_Rational and not whole and sympy.fraction(rest)[0] != 1 and not rest.is_Add:  # pyright: ignore[reportAttributeAccessIssue]
         front = "-" if coefficient == -1 else f"{coefficient} "
         expr = rest
     shown = _Text().doprint(expr)

@@ -76,7 +76,11 @@ def without_primes(expr: Any) -> Any:
 
 
 def with_functions(expr: Any, functions: Mapping[UndefinedFunction, Callable[[Any], Any]]) -> Any:
-    """`expr` with primed functions replaced: {h: z ↦ formula}."""
+    """`expr` with undefined functions replaced: {h: z ↦ formula}, of several arguments {h: (y, z) ↦ formula}."""
+    several = {e.func for e in expr.atoms(AppliedUndef)} & set(functions)
+    for function in several:
+        put_in: Any = functions[function]
+        expr = exact(expr.replace(function, lambda *args, put_in=put_in: sympy.sympify(put_in(*args))).doit())
 
     def put(e: Any) -> Any:
         z = sympy.Dummy("z", real=True)
@@ -84,6 +88,15 @@ def with_functions(expr: Any, functions: Mapping[UndefinedFunction, Callable[[An
         return exact(sympy.diff(value, z, type(e).order)).subs(z, e.args[0])
 
     return expr.replace(lambda e: is_primed(e) and type(e).origin in functions, put)
+
+
+def functions_of(exprs: Iterable[Any]) -> set[Any]:
+    """The undefined functions in some expressions."""
+    found: set[Any] = set()
+    for e in exprs:
+        found |= {type(f).origin for f in e.atoms(sympy.Function) if is_primed(f)}
+        found |= {f.func for f in e.atoms(AppliedUndef)}
+    return found
 
 
 def exact(value: Any) -> Any:

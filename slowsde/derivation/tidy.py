@@ -34,8 +34,12 @@ class Tidy:
         if not self.wanted or expr.is_Atom:
             return expr
         if self.lightly or sympy.count_ops(expr) > (ROOTS if has_roots(expr) else LONG):
-            return shortest(sympy.factor_terms(sympy.together(expr)), sympy.factor_terms(expr))  # pyright: ignore[reportArgumentType]
-        found = fraction(expr) if is_nested(expr) else shortest(fraction(expr), expr)
+            together: Any = sympy.together(expr)
+            return shortest(sympy.factor_terms(together), sympy.factor_terms(expr))
+        found = fraction(expr)
+        # Products in which factors can be seen, unless powers of sums have been multiplied out.
+        if sympy.count_ops(found) > 2 * sympy.count_ops(expr) and not is_nested(expr):
+            return sympy.factor_terms(expr)
         reduced = shortest(found, *self._modulo(found))
         # x² + y² for 1 is worth it; u³ − v for u(u² − v²) is not.
         return reduced if sympy.count_ops(reduced) < SHORTER * sympy.count_ops(found) else found

@@ -15,7 +15,7 @@ from .compact import Definitions, expanded
 from .formula import Formula
 from .manifold import Manifold
 from .optimizers import State
-from .symbols import is_primed, with_functions
+from .symbols import functions_of, with_functions
 from .tidy import Tidy
 
 SHORT = 600  # operations up to which the metric of an equilibrium state is put in rather than named
@@ -51,9 +51,8 @@ class Within:
 
     @property
     def functions(self) -> set[Any]:
-        """The undefined functions of one argument in the loss and its noise."""
-        exprs = (self.formula.loss, *self.formula.factor)
-        return {type(f).origin for e in exprs for f in e.atoms(sympy.Function) if is_primed(f)}
+        """The undefined functions in the loss and its noise."""
+        return functions_of((self.formula.loss, *self.formula.factor))
 
     @property
     def equilibrium(self) -> dict[Any, Any]:
@@ -97,7 +96,9 @@ class Within:
 
     def _simplified(self, tidy: Tidy) -> "Within":
         moments = replace(self.moments, target=tuple(tidy(e) for e in self.moments.target))
-        named = tuple((symbol, tidy(value)) for symbol, value in self.named)
+        # What depends on the state alone is a metric, which is best read as it is written: 1/(√v + 1e-8).
+        here = set(self.formula.symbols) | {symbol for symbol, _ in self.named}
+        named = tuple((s, tidy(value) if value.free_symbols & here else value) for s, value in self.named)
         return replace(self, coefficients=self.coefficients.map(tidy), moments=moments, named=named)
 
     def put(

@@ -101,7 +101,7 @@ def test_wrong_ways_to_use_a_derivation() -> None:
         (lambda: valley.on({x: 1}), "not on Γ"),
         (lambda: valley.on({z: 1}), "values has z, on which nothing here depends"),
         (lambda: valley.on({"x": 1}), "give symbols, or functions"),
-        (lambda: valley.on({h(2 * y): 1}), "a function of one symbol"),
+        (lambda: valley.on({h(2 * y): 1}), "a function of symbols"),
         (lambda: valley.reduced([x, y]), "must be 1 of the parameters"),
         (lambda: valley.reduced({x: z}), "must have new symbols"),
         (lambda: valley.reduced({x: 1 + z, y: z}), "not on Γ"),

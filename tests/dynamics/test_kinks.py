@@ -53,7 +53,7 @@ def trained(problem: ss.LeastSquares, params: Any) -> Any:
     return jax.device_get(jax.lax.fori_loop(0, 60000, lambda _, p: step(p), params))
 
 
-@pytest.mark.parametrize("predict", [relu, leaky_relu, max_pool])
+@pytest.mark.parametrize("predict", [relu, pytest.param(leaky_relu, marks=pytest.mark.slow), max_pool])
 def test_a_start_that_ends_on_a_kink_is_told_so(predict: Any) -> None:
     """With the sample and the parameters whose derivatives jump, and remedies: no word of more steps, or of eps."""
     with pytest.raises(ManifoldError, match=r"has a kink .* of samples? .*\d jump, most with respect to params\['"):
@@ -76,6 +76,7 @@ def test_a_run_that_meets_a_kink_stops_there_by_a_code_of_its_own(t1: float) -> 
     assert f"of sample {sample} jump" in run.stats["kink"]
 
 
+@pytest.mark.slow
 def test_between_kinks_a_trained_network_is_its_linear_piece() -> None:
     """Until it meets one a ReLU network is the network with its pattern of activity held: to the last digits."""
     rng = np.random.default_rng(0)

@@ -78,8 +78,7 @@ def test_a_flow_that_leaves_says_so_and_along_which_parameters() -> None:
     assert stats["num_steps"] < 2000
 
 
-@pytest.mark.parametrize("seed", [0, 2])
-@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize(("seed", "decay"), [(0, 0.0), (2, 0.1)])
 def test_recovery_comes_to_rest_where_equations_lose_their_curvature_together(seed: int, decay: float) -> None:
     """14 equations at 3 nonzeros, whose least multipliers are no certificate (|zᵀμ| up to 1.7 of the slope allowed):
     the multipliers that hold are those of coordinates that vanish, as δx², down to the last digit of a kernel."""
