@@ -137,11 +137,12 @@ def formula_text(expr: Any) -> str:
     parts: Any = expr.as_coeff_Mul()
     coefficient, rest = parts
     front = ""
-    whole = coefficient.is_Integer and coefficient != -1
-    if coefficient.is_Rational and not whole and sympy.fraction(rest)[0] != 1 and not rest.is_Add:  # pyright: ignore[reportAttributeAccessIssue]
-        front = "-" if coefficient == -1 else f"{coefficient} "
+    is_minus = bool(coefficient == -1)
+    shown_apart = coefficient.is_Rational and (is_minus or not coefficient.is_Integer)
+    if shown_apart and sympy.fraction(rest)[0] != 1 and not rest.is_Add:
+        front = "-" if is_minus else f"{coefficient} "
         expr = rest
-    shown = _Text().doprint(expr)
+    shown: Any = _Text().doprint(expr)
     shown = re.sub(r"\*\*(\d+)(?![\d.])", lambda m: m[1].translate(RAISED), shown)
     return front + re.sub(r"(?<=[^\s*])\*(?=[^\s*])", " ", shown).replace("**", "^")
 
