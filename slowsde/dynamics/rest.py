@@ -27,6 +27,7 @@ from .solvers.state import SlowFlow, SlowState, State
 NEARLY = 100.0  # a flow is nearly still at a stillness of this many tolerances rtol: it wanders at 20 of them
 FAR = 1e3  # a flow that has gone this many times its size at the start leaves for infinity
 LONG = 1e12  # as does one that moves after this many times the time in which it crosses its own size
+DRIFTS = 0.1  # or one that the search for a rest takes this share of its size away, without one
 CONTINUED = 1000  # plain implicit steps at most: linear convergence at a rate of 0.98 takes them to 1e-9
 ROUNDED = 7  # roots of rounding: at a singular end r ∝ |δx|² does not tell x from what is nearer, relative to |x|
 LONGEST = 1e8  # their length, in units of the same time: longer ones leave constraints to the ridge of their kernel
@@ -158,6 +159,9 @@ def _to_rest(
     if last is None:
         return Rest(ending, _stillness(slow, ending.time, ending.state, state0) <= tol, escapes)
     state, still, steps = _continued(slow, last, ending, state0, rtol, nearly, tol)
+    # A unit that saturates wanders outwards with no end, on a slope that dies out exponentially.
+    moved = jnp.linalg.norm(state[0] - ending.state[0])
+    escapes |= ~still & (moved > DRIFTS * jnp.linalg.norm(ending.state[0]))
     ending = eqx.tree_at(lambda e: (e.state, e.steps), ending, (state, ending.steps + steps))
     return Rest(ending, still, escapes)
 

@@ -96,3 +96,14 @@ def test_recovery_comes_to_rest_where_equations_lose_their_curvature_together(se
     # What is reported is what `coefficients` tells.
     drift = ss.coefficients(problem, optimizer, end.params).drift
     assert max(float(np.max(np.abs(leaf))) for leaf in drift.values()) < 1e-9
+
+
+def test_a_unit_that_wanders_outwards_without_end_is_no_rest() -> None:
+    """A tanh unit that saturates: its weights matter less the farther they go, from 9 to 14 in the whole search."""
+    rng = np.random.default_rng(3)
+    inputs, targets = rng.normal(size=(5, 3)), rng.normal(size=5)
+    problem = ss.LeastSquares(lambda p, z: p["a"] @ jnp.tanh(p["W"] @ z), inputs, targets, ss.LabelNoise(1.0))
+    start = {"a": rng.normal(size=6), "W": rng.normal(size=(6, 3))}
+    end = ss.simulate(problem, ss.adam(c=1.0, eps=1e-3), start, np.inf, save_at=2, throw=False)
+    assert list(end.result) == [ss.Result.ESCAPES]
+    assert end.stats["leaving"]["['W']"] > 0.5
