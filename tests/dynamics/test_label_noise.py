@@ -145,6 +145,8 @@ def test_a_drift_of_minus_alpha_half_would_be_caught(start: Any, discrete_runs: 
     slow = ss.simulate(
         diagonal_network(TwiceTheDrift(STD)), ss.adam(c=1.0, eps=EPS), start, 1.0, save_at=11, metrics=OBSERVABLES
     )
+    # `compare` would refuse it as a run with another noise: what is asked is whether the numbers tell.
+    del slow.stats["digest"]
     _, scores = final_scores(slow, discrete_runs)
     assert np.all(np.abs(scores[-1]) > 40)
 
