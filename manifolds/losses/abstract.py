@@ -140,8 +140,12 @@ class AbstractLoss(eqx.Module):
     def metric_curvature(self, x: Vector, metric: AbstractMetric) -> Vector:
         """diag of a positive semi-definite model of ∇²⟨∇²L(x), S⟩, S held fixed: how stiff the flow of T[S] is."""
 
+    def has_whole_curvature(self, x: Vector) -> bool:
+        """Whether `metric_hessian` and `metric_lagrangian` are at hand; not where they would cost too much."""
+        return False
+
     def metric_hessian(self, x: Vector, metric: AbstractMetric) -> Float[Array, "p p"] | None:
-        """The whole of the model of which `metric_curvature` is the diagonal; None where it would cost too much."""
+        """The whole of the model of which `metric_curvature` is the diagonal; None where it is not at hand."""
         return None
 
     def couples(self, x: Vector) -> Bool[Array, ""]:
@@ -153,7 +157,7 @@ class AbstractLoss(eqx.Module):
         self, x: Vector, metric: AbstractMetric, scale: Any, multipliers: Array
     ) -> Float[Array, "p p"] | None:
         """∇²(scale·⟨∇²L, S⟩) − Σ μ_i ∇²r_i exactly, the Hessian along Γ of a function with the normal force Jᵀμ; None
-        where it would cost too much."""
+        where it is not at hand."""
         return None
 
     def constraints(

@@ -248,10 +248,13 @@ class LeastSquaresLoss(AbstractLoss):
     def constraints(
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None, near: Preconditioner | None = None
     ) -> Constraints | ResolvedConstraints:
+        if self.resolved:
+            return self._resolved(x, metric)
         jacobian = self.jacobian(x)
-        if self.resolved and isinstance(jacobian, StoredJacobian):
-            return ResolvedConstraints(jacobian, metric)
         return Constraints(metric, jacobian, self._solver(jacobian, metric, near))
+
+    def _resolved(self, x: Vector, metric: AbstractMetric) -> ResolvedConstraints:
+        return ResolvedConstraints(StoredJacobian(self.rows(x)), metric)
 
     def at_singular_ends(self) -> "LeastSquaresLoss":
         small = self.stored and self.coordinates.size * self.targets.size**2 <= RESOLVED
@@ -265,7 +268,7 @@ class LeastSquaresLoss(AbstractLoss):
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: NearbyKernel | None = None
     ) -> NewtonStep:
         if self.resolved and rank is None:
-            normal = ResolvedConstraints(StoredJacobian(self.rows(x)), metric)
+            normal = self._resolved(x, metric)
             curvature = jnp.diag(normal.triangle).astype(x.dtype) ** 2
             return NewtonStep(self.newton_step(x, normal), jnp.min(curvature), jnp.sum(curvature))
         if rank is not None or near is None:
@@ -353,7 +356,7 @@ class LeastSquaresLoss(AbstractLoss):
     def metric_hessian(self, x: Vector, metric: AbstractMetric) -> Float[Array, "p p"] | None:
         # 2 Σ_i R_i S R_i, as above. What is left out, J S·∇³r, is not definite; so is the curvature −Σ μ_i R_i of Γ: on
         # factorizations of five matrices steps with it were twice as many (33 for 16), and need eigenpairs.
-        if not self._is_small(x):
+        if not self.has_whole_curvature(x):
             return None
 
         def one(datum: PyTree) -> Float[Array, "p p"]:
@@ -374,7 +377,7 @@ class LeastSquaresLoss(AbstractLoss):
     def metric_lagrangian(
         self, x: Vector, metric: AbstractMetric, scale: Any, multipliers: Array
     ) -> Float[Array, "p p"] | None:
-        if not self._is_small(x):
+        if not self.has_whole_curvature(x):
             return None
 
         def force(y: Vector) -> Vector:
@@ -383,8 +386,8 @@ class LeastSquaresLoss(AbstractLoss):
         found = jax.jacfwd(force)(x)
         return (found + found.T) / 2
 
-    def _is_small(self, x: Vector) -> bool:
-        """Whether p×p matrices made of the second derivatives of all residuals cost little."""
+    def has_whole_curvature(self, x: Vector) -> bool:
+        # Where p×p matrices made of the second derivatives of all residuals cost little.
         return self.stored and self.targets.size * x.shape[0] ** 3 <= COUPLED
 
     def constraint_curvature(self, x: Vector, multipliers: Array) -> Vector:

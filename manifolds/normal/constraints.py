@@ -101,7 +101,7 @@ class ResolvedConstraints(eqx.Module):
 
     At singular ends of a flow many directions lose their curvature λ ∝ |δx|² together, and the multipliers that they
     share decide whether they do: with the kernel's ridge such ends were left at |δx| ~ 10⁻⁴. A factorization costs some
-    four times a kernel's. For metrics whose half is their root, save that `project` is asked for no other.
+    four times a kernel's. `project` is for metrics whose half is their root.
     """
 
     metric: AbstractMetric

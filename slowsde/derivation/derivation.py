@@ -20,7 +20,7 @@ from .formula import Formula, formula_of
 from .manifold import Manifold, manifold_of, solved_for
 from .optimizers import chart_of, on_symbols, state_of
 from .potential import Potential, potential_of
-from .printing import System, latex, text
+from .printing import Printed, System
 from .reduced import Reduced, reduced_to
 from .tidy import Tidy, tell_if_long
 from .within import Within
@@ -122,7 +122,7 @@ def decay_of(optimizer: AGM, formula: Formula) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Derivation:
+class Derivation(Printed):
     """The slow SDE of a formula. Made by `derive`; matrices are SymPy matrices in the user's symbols and `state`.
 
     Long formulas have names in them, S_x for an entry of S(v) above all: `compact` and the printed forms keep them,
@@ -228,16 +228,6 @@ class Derivation:
     def potential(self) -> Potential:
         """F with drift −Π S ∇F along Γ at the equilibrium state v = V(Σ), if there is one; see `Potential`."""
         return potential_of(self.within)
-
-    def latex(self) -> str:
-        """The equations, with Γ and what names stand for, as an `aligned` environment."""
-        return latex(self._system())
-
-    def _repr_latex_(self) -> str:
-        return f"$\\displaystyle {self.latex()}$"
-
-    def __str__(self) -> str:
-        return text(self._system())
 
     def lambdify(self) -> Any:
         """(params, v, t) ↦ (drift (p,), diffusion (p, r), v_drift (k,)), NumPy, all of them flat; v in the order of

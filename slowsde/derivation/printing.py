@@ -1,5 +1,6 @@
 """Formulas to be read: LaTeX, and lines of text."""
 
+import abc
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -200,3 +201,21 @@ def text(system: System) -> str:
     ]
     lines += [f"{formula_text(s)} = {formula_text(value)}" for s, value in system.definitions]
     return "\n".join([*lines, *(f"0 = {formula_text(f)} on Γ" for f in system.equations)])
+
+
+class Printed(abc.ABC):
+    """What shows itself as a system of equations."""
+
+    @abc.abstractmethod
+    def _system(self) -> System:
+        """The equations."""
+
+    def latex(self) -> str:
+        """The equations, with Γ and what names stand for, as an `aligned` environment."""
+        return latex(self._system())
+
+    def _repr_latex_(self) -> str:
+        return f"$\\displaystyle {self.latex()}$"
+
+    def __str__(self) -> str:
+        return text(self._system())

@@ -13,7 +13,7 @@ import sympy
 
 from .compact import expanded
 from .manifold import solved_for
-from .printing import System, latex, text
+from .printing import Printed, System
 from .tidy import shortest
 from .within import Within
 
@@ -21,7 +21,7 @@ HEURISTIC = 120  # operations up to which SymPy's `simplify` takes no more than 
 
 
 @dataclass(frozen=True)
-class Reduced:
+class Reduced(Printed):
     """dq = drift dt + diffusion dW in coordinates of Γ, and dv = v_drift dt; made by `Derivation.reduced`.
 
     Attributes:
@@ -54,16 +54,6 @@ class Reduced:
             self.v_drift.xreplace(symbols),
             {name: value.xreplace(symbols) for name, value in self.definitions.items()},
         )
-
-    def latex(self) -> str:
-        """The equations as an `aligned` environment."""
-        return latex(self._system())
-
-    def _repr_latex_(self) -> str:
-        return f"$\\displaystyle {self.latex()}$"
-
-    def __str__(self) -> str:
-        return text(self._system())
 
     def _system(self) -> System:
         named = tuple(self.definitions.items())

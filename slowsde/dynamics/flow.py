@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .solve import Ending, Method, Saved, Solved, kink_of, solve_path
+from .solve import Ending, Method, Saved, Solved, patiently, solve_path
 from .solvers.explicit import ReturningSolver
-from .solvers.impatient import ENDLESS, PATIENCE, ImpatientController
+from .solvers.impatient import ImpatientController
 from .solvers.implicit import ExtrapolatedImplicit
 from .solvers.landing import LandingController
 from .solvers.state import SlowFlow, SlowState, State
@@ -50,9 +50,8 @@ def follow(
         max_steps=method.max_steps,
         shown=shown,
     )
-    saved, ending = solve(jnp.asarray(PATIENCE))
-    if bool(ending.chattered[0]) and kink_of(slow, ending, 0) is None:  # a smooth flow, which has to be followed
-        saved, ending = solve(jnp.asarray(ENDLESS))
+    found = patiently(slow, solve, lambda found: found[1])
+    saved, ending = jax.tree.map(lambda leaf: leaf[None], found)
     return Solved(times, saved, ending, chosen.stats())
 
 
@@ -90,7 +89,7 @@ def chosen_solver(slow: SlowState, state: State, solver: str) -> Chosen:
         return Chosen("tsit5")
     metric = sde.metric(slow.v(state))
     diagonal = metric.damped(jnp.zeros_like(x)) is not None
-    whole = eqx.filter_eval_shape(lambda m: sde.loss.metric_hessian(x, m), metric) is not None
+    whole = sde.loss.has_whole_curvature(x)
     if whole and (not diagonal or bool(_couples(slow, state))):
         return Chosen("implicit", coupled=True)
     if diagonal:
@@ -133,7 +132,7 @@ def _flow(
     controller = ImpatientController(controller, patience)
     if chosen.name == "implicit":
         controller = LandingController(controller, times)  # it has no dense output of its order
-    saved, ending = solve_path(
+    return solve_path(
         slow,
         dfx.ODETerm(SlowFlow(slow)),
         chosen.made(slow, rtol),
@@ -144,4 +143,3 @@ def _flow(
         max_steps,
         shown,
     )
-    return jax.tree.map(lambda leaf: leaf[None], (saved, ending))

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, PyTree
 
 from .flow import Chosen, above_rounding, chosen_solver, follow
 from .result import Result
-from .solve import Ending, Method, Saved, Solved, ending_of, kink_of, saved_at
-from .solvers.impatient import ENDLESS, PATIENCE, ImpatientController
+from .solve import Ending, Method, Saved, Solved, ending_of, patiently, saved_at
+from .solvers.impatient import ImpatientController
 from .solvers.implicit import ExtrapolatedImplicit
 from .solvers.state import SlowFlow, SlowState, State
 
@@ -85,11 +85,7 @@ def _start_and_end(slow: SlowState, state0: State, ending: Ending, times: np.nda
     saved = jax.tree.map(lambda *leaves: jnp.stack(leaves)[None], *ends)
     # Too long is for the verdict to say: the last steps may have come to rest all the same.
     ending = eqx.tree_at(lambda e: e.failed, ending, ending.failed & ~ending.too_long)
-    return Solved(times, saved, _one_path(ending), chosen.stats())
-
-
-def _one_path(ending: Ending) -> Ending:
-    return jax.tree.map(lambda leaf: leaf[None], ending)
+    return Solved(times, saved, jax.tree.map(lambda leaf: leaf[None], ending), chosen.stats())
 
 
 def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, chosen: Chosen) -> Rest:
@@ -111,10 +107,7 @@ def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, cho
         last=last if implicit else None,
         max_steps=method.max_steps,
     )
-    rest = solve(jnp.asarray(PATIENCE))
-    if bool(rest.ending.chattered) and kink_of(slow, _one_path(rest.ending), 0) is None:
-        return solve(jnp.asarray(ENDLESS))
-    return rest
+    return patiently(slow, solve, lambda rest: rest.ending)
 
 
 @eqx.filter_jit

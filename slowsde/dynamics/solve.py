@@ -1,6 +1,7 @@
 """One path of the slow SDE by Diffrax: what is saved of it, and how it ended."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -15,8 +16,10 @@ from .ensemble import map_paths, points_in_block
 from .result import Result
 from .solvers.euler import ManifoldEuler
 from .solvers.explicit import ReturningSolver
+from .solvers.impatient import ENDLESS, PATIENCE
 from .solvers.state import SlowState, State
 
+T = TypeVar("T")
 LOOKED_AT = 16  # failed paths in which a kink is looked for: it takes a few Jacobians each
 
 
@@ -141,17 +144,27 @@ def explained(slow: SlowState, ending: Ending) -> tuple[np.ndarray, Kink | None]
     codes = _plain_codes(slow, ending)
     kinks: list[Kink] = []
     for path in np.flatnonzero((codes != Result.SUCCESS) & (codes != Result.NON_FINITE))[:LOOKED_AT]:
-        kink = kink_of(slow, ending, path)
+        kink = kink_of(slow, jax.tree.map(lambda leaf, path=path: jnp.asarray(leaf)[path], ending))
         if kink is not None:
             codes[path] = Result.KINK
             kinks.append(kink)
     return codes, kinks[0] if kinks else None
 
 
-def kink_of(slow: SlowState, ending: Ending, path: int) -> Kink | None:
-    """The kink of the loss at which a path ended, along its drift."""
-    state, time = jax.tree.map(lambda leaf: jnp.asarray(leaf)[path], (ending.state, ending.time))
-    return find_kink(slow.sde.loss, state[0], _drift(slow, state, time))
+def kink_of(slow: SlowState, ending: Ending) -> Kink | None:
+    """The kink of the loss at which a path (an `Ending` without leading axis) ended, along its drift."""
+    return find_kink(slow.sde.loss, ending.state[0], _drift(slow, ending.state, ending.time))
+
+
+def patiently(slow: SlowState, solve: Callable[[Array], T], ending: Callable[[T], Ending]) -> T:
+    """What `solve(patience)` finds, of which `ending` is the end of its one path, without leading axis.
+
+    With an end to patience first, as a flow would slide along a kink for ever; without one where the loss is smooth.
+    """
+    found = solve(jnp.asarray(PATIENCE))
+    if bool(ending(found).chattered) and kink_of(slow, ending(found)) is None:
+        return solve(jnp.asarray(ENDLESS))
+    return found
 
 
 @eqx.filter_jit

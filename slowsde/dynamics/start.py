@@ -16,7 +16,7 @@ from manifolds.support.precision import cast, on_device, working_precision
 
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
-from ..support.arguments import check_max_steps
+from ..support.arguments import positive_integer
 from ..support.progress import step_meter
 from . import checks
 from .slow_sde import SlowSDE, equilibrium
@@ -44,7 +44,7 @@ def to_manifold(
     Example:
         >>> start = to_manifold(problem, params0)
     """
-    check_max_steps(max_steps)
+    positive_integer("max_steps", max_steps)
     with working_precision(dtype) as precision:
         problem, params, metric = cast((problem, params, metric), precision)
         chart = Coordinates.of(params)

@@ -61,7 +61,7 @@ def trace_hessian(
     Example:
         >>> value, error = metrics.estimated.trace_hessian(problem, params, probes=100, sketch=20)
     """
-    arguments.check_paths(probes, "probes")
+    arguments.positive_integer("probes", probes)
     if probes < 2:
         raise ValueError(f"probes={probes} must be at least 2, for a standard error.")
     if not arguments.is_integer(sketch) or sketch < 0:
@@ -93,7 +93,7 @@ def largest_eigenvalue(
     Example:
         >>> value, residual = metrics.estimated.largest_eigenvalue(problem, params)
     """
-    arguments.check_paths(iterations, "iterations")
+    arguments.positive_integer("iterations", iterations)
     # λ_max without a loss's own route: a general loss of many parameters has products only. (Least squares on the
     # matrix-free route has `manifolds.normal.lanczos`, which goes on to a tolerance.)
     product, x = _hessian(problem, params, metric)

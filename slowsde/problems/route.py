@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..support.arguments import check_paths, choice, number
+from ..support.arguments import choice, number, positive_integer
 
 ROUTES = ("auto", "dense", "kernel", "matrix_free")
 MEMORY = 2**31
@@ -38,7 +38,7 @@ class Route:
         choice("route", self.name, ROUTES)
         number("memory", self.memory, "bytes.", above=0)
         if self.block is not None:
-            check_paths(self.block, "block")
+            positive_integer("block", self.block)
 
     def of_residuals(self, residuals: int, parameters: int) -> str:
         """The name, that of the route chosen for so many residuals and parameters if it is "auto"."""

@@ -93,9 +93,9 @@ def conventional_sde(
     )
     lr = check_lr(lr)
     arguments.choice("solver", solver, SOLVERS)
-    arguments.check_max_steps(max_steps)
+    arguments.positive_integer("max_steps", max_steps)
     # One step of the optimizer takes dt = η² of slow time.
-    dt = lr**2 / arguments.check_paths(substeps, "substeps")
+    dt = lr**2 / arguments.positive_integer("substeps", substeps)
     check_steps((asked.t1 - asked.t0) / dt, max_steps, f"lr={lr:g} to t1={t1:g}", "raise lr or lower t1 (t = k·lr²)")
     check_memory(grid_needed(asked.t1 - asked.t0, dt), memory)
     solve = partial(_solve, lr=lr, solver=solver, dt=dt)

@@ -21,7 +21,7 @@ from ..metrics.sharpness import adaptive_sharpness
 from ..optimizers.agm import AGM
 from ..optimizers.sgd import no_state, sgd
 from ..problems.abstract import AbstractProblem
-from ..support.arguments import check_lr, check_max_steps, flag
+from ..support.arguments import check_lr, flag, positive_integer
 from ..support.effort import MOST_STEPS, check_steps
 from .frame import Outcome, Request, diverged, request, run
 from .steps import AGMStep, OptaxStep, State, agm_run, is_transformation, optax_run
@@ -112,7 +112,7 @@ def run_discrete(
         memory=memory,
     )
     lr = check_lr(lr)
-    check_max_steps(max_steps)
+    positive_integer("max_steps", max_steps)
     flag("project", project)
     check_steps((asked.t1 - asked.t0) / lr**2, max_steps, f"lr={lr:g} to t1={t1:g}", "raise lr or lower t1 (t = k·lr²)")
     b2 = _second_momentum(agm, lr) if agm is optimizer else None

@@ -98,7 +98,7 @@ def request(
         t0=t0,
         t1=t1,
         times=arguments.save_times(save_at, t0, t0 + 1 if endless else t1),
-        paths=arguments.check_paths(paths),
+        paths=arguments.positive_integer("paths", paths),
         key=arguments.check_key(key),
         metrics=as_metrics(metrics),
         route=as_route(route),

@@ -127,7 +127,7 @@ def simulate(
     # A run to rest has no length to divide.
     step = arguments.check_step(dt, t0, t0 + 1 if asked.endless else t1)
     arguments.choice("solver", solver, SOLVERS)
-    arguments.check_max_steps(max_steps)
+    arguments.positive_integer("max_steps", max_steps)
     if not asked.endless:
         check_memory(grid_needed(t1 - t0, step), memory)
     rtol, tol = arguments.check_tolerance("rtol", rtol), arguments.check_tolerance("tol", tol)

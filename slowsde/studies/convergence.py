@@ -181,7 +181,7 @@ def convergence_study(
 
 
 def _slow_copies(slow_paths: int | None, counts: np.ndarray) -> int:
-    copies = SLOW_PATHS * int(counts.max()) if slow_paths is None else arguments.check_paths(slow_paths)
+    copies = SLOW_PATHS * int(counts.max()) if slow_paths is None else arguments.positive_integer("paths", slow_paths)
     if copies < 2:
         raise ValueError(f"slow_paths={slow_paths} must be at least 2 where the slow SDE diffuses: 1 has no spread.")
     return copies
@@ -242,7 +242,7 @@ def _learning_rates(lrs: Any, optimizer: AGM, t1: float) -> np.ndarray:
 
 def _numbers_of_paths(paths: Any, n: int) -> np.ndarray:
     each = [paths] * n if np.ndim(paths) == 0 else list(paths)
-    counts = np.array([arguments.check_paths(count) for count in each])
+    counts = np.array([arguments.positive_integer("paths", count) for count in each])
     if counts.size != n:
         raise ValueError(f"paths={paths!r} has {counts.size} numbers for {n} lrs: give one number, or one for each.")
     if counts.min() < 2:

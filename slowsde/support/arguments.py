@@ -144,16 +144,11 @@ def check_concrete(name: str, *trees: PyTree) -> None:
         )
 
 
-def check_max_steps(max_steps: Any) -> None:
-    """ValueError unless max_steps is a positive integer."""
-    check_paths(max_steps, "max_steps")
-
-
-def check_paths(paths: Any, name: str = "paths") -> int:
-    """ValueError unless paths is a positive integer."""
-    if not is_integer(paths) or paths < 1:
-        raise ValueError(f"{name}={shown(paths)} must be a positive integer.")
-    return int(paths)
+def positive_integer(name: str, value: Any) -> int:
+    """`value` as an int; ValueError unless it is a positive integer."""
+    if not is_integer(value) or value < 1:
+        raise ValueError(f"{name}={shown(value)} must be a positive integer.")
+    return int(value)
 
 
 def check_lr(lr: Any) -> float:

@@ -7,34 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .wrapped import AbstractWrappedController
+
 PATIENCE = 100  # rejected steps beyond those accepted; smooth flows reject fewer than they accept
 ENDLESS = np.iinfo(np.int32).max
 
 
-class ImpatientController(dfx.AbstractAdaptiveStepSizeController):
+class ImpatientController(AbstractWrappedController):
     """`controller` that ends the solve, with `max_steps_rejected`, once rejected steps outnumber accepted ones.
 
     A flow that meets a kink of its loss slides along it from side to side, two of three steps rejected, for ever.
     The count of rejected less accepted steps starts anew wherever it falls to 0; it ends the solve beyond `patience`.
     """
 
-    controller: Any
     patience: Array
 
     def __init__(self, controller: Any, patience: Array):
         self.controller, self.patience = controller, patience
-
-    @property
-    def rtol(self) -> Any:
-        return self.controller.rtol
-
-    @property
-    def atol(self) -> Any:
-        return self.controller.atol
-
-    @property
-    def norm(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.controller.norm
 
     def wrap(self, direction: Any) -> "ImpatientController":
         return ImpatientController(self.controller.wrap(direction), self.patience)

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-import diffrax as dfx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .wrapped import AbstractWrappedController
 
-class LandingController(dfx.AbstractAdaptiveStepSizeController):
+
+class LandingController(AbstractWrappedController):
     """`controller` with its steps shortened so that a whole number of them ends on each of the ascending `times`.
 
         h ← (T − t)/⌈(T − t)/h⌉     for the next time T
@@ -16,23 +17,10 @@ class LandingController(dfx.AbstractAdaptiveStepSizeController):
     below rounding, which looks like a failure.
     """
 
-    controller: Any
     times: Float[Array, " T"]
 
     def __init__(self, controller: Any, times: Float[Array, " T"]):
         self.controller, self.times = controller, times
-
-    @property
-    def rtol(self) -> Any:
-        return self.controller.rtol
-
-    @property
-    def atol(self) -> Any:
-        return self.controller.atol
-
-    @property
-    def norm(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.controller.norm
 
     def wrap(self, direction: Any) -> "LandingController":
         return self  # slow time runs forward
