@@ -57,10 +57,14 @@ def form_of(function: Callable[..., Any], call: str, *like: Any, optional: bool 
 
 def scalar_of(function: Callable[..., Any], call: str, *like: Any) -> jax.ShapeDtypeStruct:
     """`form_of` for a function that must return one real number: ValueError for others."""
-    found, name = form_of(function, call, *like), call.partition("(")[0]
+    return as_scalar(form_of(function, call, *like), call)
+
+
+def as_scalar(found: Any, call: str) -> jax.ShapeDtypeStruct:
+    """The form that `call` returns; ValueError unless it is that of one real number."""
     # Shape first: of a pytree it is None.
     if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
-        raise ValueError(f"{name} must return a real scalar; {call} returns {_forms(found)}.")
+        raise ValueError(f"{call.partition('(')[0]} must return a real scalar; {call} returns {_forms(found)}.")
     return found
 
 

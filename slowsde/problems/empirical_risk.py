@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from manifolds.support.coordinates import Coordinates
-from manifolds.support.user_functions import check_precision
+from manifolds.support.user_functions import as_scalar, check_precision
 
 from ..support.arguments import check_data, check_leading_axis, function
 from .abstract import AbstractNoise, AbstractSampledProblem
@@ -38,9 +38,7 @@ class EmpiricalRisk(AbstractSampledProblem):
     def check_form(self, chart: Coordinates) -> None:
         # A mean would make a scalar of any array.
         call = "sample_loss(params, datum)"
-        found = self.form_of_output(self.sample_loss, call, chart, self.data)
-        if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
-            raise ValueError(f"sample_loss must return a real scalar; {call} returns {found}.")
+        found = as_scalar(self.form_of_output(self.sample_loss, call, chart, self.data), call)
         check_precision(found, "sample_loss", jnp.result_type(float))
 
     def datum_loss(self, params: PyTree, datum: PyTree) -> Any:
