@@ -16,7 +16,7 @@ from . import second_order
 from .losses.abstract import AbstractLoss
 from .losses.scalar import ScalarLoss
 from .maps.limit_map import LimitPoint, ManifoldError, as_rank, check_limit, compiled_limit_point
-from .maps.return_map import Returned, gauss_newton_return, rank_on_manifold
+from .maps.return_map import Returned, ranked_return
 from .metrics.abstract import AbstractMetric
 from .metrics.conversion import as_metric
 from .support.coordinates import Coordinates, check_finite, ravel
@@ -164,7 +164,7 @@ def second_derivative(loss: Loss, x: PyTree, metric: Any, factor: Float[Array, "
 
 @eqx.filter_jit
 def _return(loss: AbstractLoss, x: Array, metric: AbstractMetric, rank: Array | None) -> Returned:
-    return gauss_newton_return(loss, x, metric, rank_on_manifold(loss, x, metric) if rank is None else rank)
+    return ranked_return(loss, x, metric, rank).returned
 
 
 def _on_coordinates(

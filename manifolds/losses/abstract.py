@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..metrics.abstract import AbstractMetric
 from ..normal.constraints import KernelDiagonal, NearbyKernel, Preconditioner
-from ..normal.normal_space import AbstractNormalSpace
+from ..normal.normal_space import COUNTED, AbstractNormalSpace
 from ..support.coordinates import Coordinates
 
 Vector = Float[Array, " p"]
@@ -85,7 +85,9 @@ class AbstractLoss(eqx.Module):
         # A loss may use `near` to spare the eigenpairs; the dense route has nothing cheaper than them.
         normal = self.normal_space(x, metric, rank)
         # By position, not by mask: an eigenvalue that is no longer positive is masked.
-        smallest = normal.smallest if rank is None else normal.values[jnp.maximum(rank, 1) - 1]
+        smallest = normal.smallest
+        if rank is not None:
+            smallest = jnp.where(rank == COUNTED, smallest, normal.values[jnp.maximum(rank, 1) - 1])
         return NewtonStep(self.newton_step(x, normal), smallest, normal.largest)
 
     # Asked at every step of the flow to Γ: a sure "far away" spares the eigenpairs that the full test takes.

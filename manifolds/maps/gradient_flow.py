@@ -1,15 +1,14 @@
-"""The preconditioned gradient flow ẋ = −S ∇L(x) as a Diffrax term, and a solver for its stiffness.
+"""The preconditioned gradient flow ẋ = −S ∇L(x), and a step for its stiffness.
 
-The spectrum of S∇²L spans many decades (that of a network's kernel J S Jᵀ), so the solver is linearly implicit. A
+The spectrum of S∇²L spans many decades (that of a network's kernel J S Jᵀ), so the step is linearly implicit. A
 Rosenbrock–W method keeps its order with an approximate Jacobian, which lets the least-squares route solve with the
 n×n kernel (Gauss–Newton) instead of a p×p matrix.
 """
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
-import diffrax as dfx
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -20,17 +19,14 @@ from ..normal.constraints import NearbyKernel
 from .stiff_part import StiffPart, first_part, renewed_part, with_stiff_part
 
 Vector = Float[Array, " p"]
-Near = tuple[NearbyKernel | None, StiffPart | None]
+ORDER = 3
 
 
-class GradientFlow(eqx.Module):
-    """The vector field −S ∇L(x)."""
+class Curvature(NamedTuple):
+    """What a step keeps of the curvature for the next."""
 
-    loss: AbstractLoss
-    metric: AbstractMetric
-
-    def __call__(self, t: Any, x: Vector, args: Any) -> Vector:
-        return -self.metric(self.loss.gradient(x))
+    near: NearbyKernel | None  # preconditions its solves
+    stiff: StiffPart | None  # what a Gauss–Newton model does not see
 
 
 # ROS34PW2 of Rang and Angermann (BIT 45, 2005): four stages, order 3 (as a W-method too), L-stable, stiffly accurate,
@@ -60,8 +56,8 @@ _M = _B @ _INVERSE
 _M_ERROR = (_B - _B_EMBEDDED) @ _INVERSE
 
 
-class RosenbrockFlow(dfx.AbstractAdaptiveSolver):
-    """One linear solve (I + γhSA)⁻¹, A ≈ ∇²L(x_k), applied four times a step; order 3.
+class GradientFlow(eqx.Module):
+    """The flow ẋ = f(x) = −S ∇L(x), by one linear solve (I + γhSA)⁻¹, A ≈ ∇²L(x_k), applied four times a step: order 3.
 
     u_i = γh (I + γhSA)⁻¹ [ f(x_k + Σ_j a_ij u_j) + Σ_j c_ij u_j / h ],    x_{k+1} = x_k + Σ_i m_i u_i
     """
@@ -69,36 +65,30 @@ class RosenbrockFlow(dfx.AbstractAdaptiveSolver):
     loss: AbstractLoss
     metric: AbstractMetric
 
-    term_structure: ClassVar = dfx.ODETerm
-    interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
+    def velocity(self, x: Vector) -> Vector:
+        """−S ∇L(x)."""
+        return -self.metric(self.loss.gradient(x))
 
-    def order(self, terms: Any) -> int:
-        return 3
+    def curvature(self, x: Vector) -> Curvature:
+        """What is known of the curvature at a start."""
+        return Curvature(self.loss.nearby(x, self.metric), first_part(self.loss, x))
 
-    def init(self, terms: Any, t0: Any, t1: Any, y0: Vector, args: Any) -> Near:
-        return self.loss.nearby(y0, self.metric), first_part(self.loss, y0)
-
-    def func(self, terms: Any, t0: Any, y0: Vector, args: Any) -> Vector:
-        return terms.vf(t0, y0, args)
-
-    def step(
-        self, terms: Any, t0: Any, t1: Any, y0: Vector, args: Any, solver_state: Near | None, made_jump: Any
-    ) -> tuple[Vector, Vector, dict[str, Vector], Near, dfx.RESULTS]:
-        h = terms.contr(t0, t1)
-        near, stiff = (None, None) if solver_state is None else solver_state
+    def step(self, x: Vector, h: Array, known: Curvature) -> tuple[Vector, Vector, Curvature]:
+        """x after a step of length h, an estimate of its error, and the curvature met; error infinite where a stage
+        blew up."""
         # Judged for this h: a kernel that preconditions I + γhK for short steps may no longer do so for long ones.
-        near = self.loss.renewed(near, y0, self.metric, _GAMMA * h, 1.0)
-        stiff = renewed_part(self.loss, y0, self.metric, stiff, _GAMMA * h)
+        near = self.loss.renewed(known.near, x, self.metric, _GAMMA * h, 1.0)
+        stiff = renewed_part(self.loss, x, self.metric, known.stiff, _GAMMA * h)
         # One factor for all four stages, which is what the single γ on the diagonal of Γ is for.
-        solve = self.loss.damped_solver(y0, self.metric, _GAMMA * h, near)
+        solve = self.loss.damped_solver(x, self.metric, _GAMMA * h, near)
         solve = with_stiff_part(solve, self.metric, _GAMMA * h, stiff)
-        u: list[Vector] = []
-        for a, c in zip(_A, _C, strict=True):
-            stage = y0 + sum(a_j * u_j for a_j, u_j in zip(a, u, strict=False))
-            feedback = sum(c_j * u_j for c_j, u_j in zip(c, u, strict=False))
-            u.append(solve(_GAMMA * (h * terms.vf(t0, stage, args) + feedback)))
-        y1 = y0 + sum(m * u_i for m, u_i in zip(_M, u, strict=True))
-        error = sum(m * u_i for m, u_i in zip(_M_ERROR, u, strict=True))
+
+        def stage(u: Float[Array, "4 p"], row: tuple[Any, Any, Any]) -> tuple[Float[Array, "4 p"], None]:
+            i, a, c = row
+            return u.at[i].set(solve(_GAMMA * (h * self.velocity(x + a @ u) + c @ u))), None
+
+        tableau = jnp.arange(4), jnp.asarray(_A, x.dtype), jnp.asarray(_C, x.dtype)
+        u, _ = jax.lax.scan(stage, jnp.zeros((4, *x.shape), x.dtype), tableau)
+        move, error = jnp.asarray(np.stack([_M, _M_ERROR]), x.dtype) @ u
         # An infinite error, unlike NaN, makes the controller shorten the step.
-        error = jnp.where(jnp.isfinite(error), error, jnp.inf)  # a stage that blew up: reject and shrink
-        return y1, error, {"y0": y0, "y1": y1}, (near, stiff), dfx.RESULTS.successful
+        return x + move, jnp.where(jnp.isfinite(error), error, jnp.inf), Curvature(near, stiff)

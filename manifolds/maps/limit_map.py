@@ -4,7 +4,7 @@ The flow is integrated until Γ is so near that the Gauss–Newton return, which
 distance left, agrees with it to rounding; the return then polishes the point.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -16,10 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 from ..losses.abstract import AbstractLoss
 from ..metrics.abstract import AbstractMetric
 from ..normal.normal_space import rank_tolerance
-from ..support.precision import is_traced
-from .gradient_flow import GradientFlow, RosenbrockFlow
+from ..support.precision import is_traced, to_numpy
+from .gradient_flow import ORDER, Curvature, GradientFlow
 from .kinks import find_kink
-from .return_map import gauss_newton_return, rank_on_manifold
+from .return_map import ranked_return
 
 Vector = Float[Array, " p"]
 MAX_STEPS = 10_000  # of the flow, unless asked for otherwise: networks take some hundreds
@@ -88,14 +88,82 @@ def limit_point(
     `rtol` is the relative error of a flow step, `shown` a meter that is told of every step (of its number alone: how
     far a flow to t = ∞ has come is not known). Runs under jit, vmap and forward-mode derivatives.
     """
-    rtol = max(rtol, 30 * float(jnp.finfo(x.dtype).eps))
+    flow, rtol = GradientFlow(loss, metric), max(rtol, 30 * float(jnp.finfo(x.dtype).eps))
+    meter = dfx.NoProgressMeter() if shown is None else shown
+
+    def unfinished(at: _Way) -> Bool[Array, ""]:
+        return ~at.rests & (at.count < max_steps) & (at.h > 0)
+
+    def on(at: _Way) -> _Way:
+        # The test before the step, so that a start on Γ stays where it is.
+        rests = _at_rest(loss, metric, rank, x, at.y)
+        return jax.lax.cond(rests, lambda: at._replace(rests=rests), lambda: _step(flow, at, rtol, max_steps, meter))
+
+    end = jax.lax.while_loop(unfinished, on, _start(flow, x, meter))
+    meter.close(end.seen)
+    found = ranked_return(loss, end.y, metric, rank)
+    point = jnp.where(end.rests, found.returned.point, end.y)
+    return LimitPoint(
+        point=point,
+        distance=jnp.linalg.norm(point - x),
+        # A loss may turn NaN where its gradient does not.
+        residual=jnp.where(jnp.isfinite(loss.value(point)), loss.residual(point), jnp.nan),
+        rank=found.rank,
+        spectrum=found.spectrum,
+        negative_curvature=loss.negative_curvature(point),
+        num_steps=end.count,
+        too_long=~end.rests & (end.count >= max_steps),
+        falling=_fall(end.history),
+        converged=end.rests & found.returned.converged,
+        counted=rank is None,
+    )
+
+
+class _Way(NamedTuple):
+    """The gradient flow on its way."""
+
+    y: Vector
+    h: Float[Array, ""]  # the length of the next step
+    known: Curvature
+    rests: Bool[Array, ""]
+    count: Int[Array, ""]
+    history: Float[Array, " 16"]  # the residual at sixteenths of the steps that are allowed; not finite: not yet
+    seen: Any  # the state of the progress meter
+
+
+def _start(flow: GradientFlow, x: Vector, meter: dfx.AbstractProgressMeter[Any]) -> _Way:
+    # A first step over a hundredth of the time in which the velocity changes by itself, as far as one can tell there.
+    velocity, change = jax.jvp(flow.velocity, (x,), (flow.velocity(x),))
+    tiny = jnp.finfo(x.dtype).tiny
+    h = 0.01 * ((jnp.linalg.norm(velocity) + tiny) / (jnp.linalg.norm(change) + tiny))
+    h = jax.lax.stop_gradient(jnp.where(jnp.isfinite(h), h, 1.0))
+    history, no = jnp.full(16, jnp.inf, x.dtype), jnp.asarray(False)
+    return _Way(x, h, flow.curvature(x), no, jnp.asarray(0), history, meter.init())
+
+
+def _step(flow: GradientFlow, at: _Way, rtol: float, max_steps: int, meter: dfx.AbstractProgressMeter[Any]) -> _Way:
+    y, error, known = flow.step(at.y, at.h, at.known)
+    error = jax.lax.stop_gradient(error / (rtol * (1 + jnp.maximum(jnp.abs(at.y), jnp.abs(y)))))
+    ratio = jnp.sqrt(jnp.mean(error**2))
+    taken = ratio < 1
+    # As ever: h ← 0.9 h ratio^(−1/order), by a fifth at least and ten times at most, and no shorter after a success.
+    factor = jnp.clip(0.9 * jnp.maximum(ratio, 1e-30) ** (-1 / ORDER), jnp.where(taken, 1.0, 0.2), 10.0)
+    y = jnp.where(taken, y, at.y)
+    note = (jnp.arange(at.history.size) + 1) * max(1, max_steps // at.history.size) == at.count + 1
+    history = jax.lax.cond(
+        jnp.any(note), lambda: jnp.where(note, flow.loss.residual(y), at.history), lambda: at.history
+    )
+    seen = meter.step(at.seen, (at.count + 1) / max_steps)
+    return _Way(y, factor * at.h, known, at.rests, at.count + 1, history, seen)
+
+
+def _at_rest(
+    loss: AbstractLoss, metric: AbstractMetric, rank: Int[Array, ""] | None, x: Vector, y: Vector
+) -> Bool[Array, ""]:
+    """Whether the flow from x is so near Γ at y that the return agrees with Φ_S, or moves no more."""
     near = float(jnp.finfo(x.dtype).eps) ** 0.4  # 6e-7 in float64: its square is rounding error
 
-    def at_rest(t: Any, y: Vector, args: Any, **kwargs: Any) -> Bool[Array, ""]:
-        off = loss.off_manifold(y, metric, near * (1 + jnp.linalg.norm(y)))
-        return jax.lax.cond(off, lambda: jnp.asarray(False), lambda: settled(y))
-
-    def settled(y: Vector) -> Bool[Array, ""]:
+    def settled() -> Bool[Array, ""]:
         normal = loss.normal_space(y, metric, rank)
         move, slope = loss.newton_step(y, normal), loss.gradient(y)
         arrived = jnp.linalg.norm(move) < near * (1 + jnp.linalg.norm(y))
@@ -107,45 +175,8 @@ def limit_point(
         stuck = jnp.linalg.norm(metric(slope)) <= jnp.abs(normal.largest) * rounding
         return (arrived & (loss.negative_curvature(y) > -1e-3 * normal.largest)) | stuck
 
-    def left(t: Any, y: Vector, args: Any) -> Float[Array, ""]:
-        return loss.residual(y)
-
-    solution = dfx.diffeqsolve(
-        dfx.ODETerm(GradientFlow(loss, metric)),
-        RosenbrockFlow(loss, metric),
-        t0=0.0,
-        t1=jnp.inf,
-        dt0=None,
-        y0=x,
-        saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(t1=True), dfx.SubSaveAt(steps=max(1, max_steps // 16), fn=left)]),
-        stepsize_controller=dfx.PIDController(rtol=rtol, atol=rtol),
-        event=dfx.Event(at_rest),
-        max_steps=max_steps,
-        adjoint=dfx.ForwardMode(),
-        progress_meter=dfx.NoProgressMeter() if shown is None else shown,
-        throw=False,
-    )
-    assert solution.ys is not None
-    (end,), history = solution.ys
-    counted = rank is None
-    rank = rank_on_manifold(loss, end, metric) if rank is None else rank
-    returned = gauss_newton_return(loss, end, metric, rank)
-    rests = solution.result == dfx.RESULTS.event_occurred
-    point = jnp.where(rests, returned.point, end)
-    return LimitPoint(
-        point=point,
-        distance=jnp.linalg.norm(point - x),
-        # A loss may turn NaN where its gradient does not.
-        residual=jnp.where(jnp.isfinite(loss.value(point)), loss.residual(point), jnp.nan),
-        rank=rank,
-        spectrum=loss.normal_space(point, metric).values,
-        negative_curvature=loss.negative_curvature(point),
-        num_steps=solution.stats["num_steps"],
-        too_long=solution.result == dfx.RESULTS.max_steps_reached,
-        falling=_fall(history),
-        converged=rests & returned.converged,
-        counted=counted,
-    )
+    off = loss.off_manifold(y, metric, near * (1 + jnp.linalg.norm(y)))
+    return jax.lax.cond(off, lambda: jnp.asarray(False), settled)
 
 
 compiled_limit_point = eqx.filter_jit(limit_point)  # one cache for all who ask
@@ -163,6 +194,7 @@ def check_limit(
     `rank_for` names a formula that asks for a clear rank; where none does, nor the loss, the rank is a finding alone.
     """
     rank_for = rank_for or loss.rank_for
+    limit, on_device = to_numpy(limit), limit  # looked at here: each look at the device would be a program
     spectrum = limit.spectrum
     finite = _finite(limit)
     if not np.isfinite(limit.residual):
@@ -182,10 +214,10 @@ def check_limit(
         raise ManifoldError(
             f"The gradient flow from {what} does not converge to a regular minimizer (residual "
             f"{float(limit.residual):.3g} after {int(limit.num_steps)} steps, distance {float(limit.distance):.3g}). "
-            + _remedy(limit, loss, metric)
+            + _remedy(on_device, loss, metric)
         )
     tolerance = rank_tolerance(spectrum.dtype)
-    relative = jnp.abs(spectrum) / spectrum[0]
+    relative = np.abs(spectrum) / spectrum[0]
     unclear = spectrum[(relative > tolerance / 20) & (relative < tolerance * 10)]
     if rank_for is not None and limit.counted and unclear.size:
         single = "" if spectrum.dtype == jnp.float64 else ", or work in float64"
@@ -210,7 +242,7 @@ def _remedy(limit: LimitPoint, loss: AbstractLoss, metric: AbstractMetric) -> st
 
 
 def _finite(limit: LimitPoint) -> bool:
-    return bool(jnp.all(jnp.isfinite(limit.point)))
+    return bool(np.all(np.isfinite(np.asarray(limit.point))))
 
 
 def _fall(history: Float[Array, " T"]) -> Float[Array, ""]:

@@ -7,6 +7,8 @@ noise that ends here needs no Itô correction. In the Euclidean metric it would 
 biased as soon as S ≠ I.
 """
 
+from typing import Any, NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..losses.abstract import AbstractLoss
 from ..metrics.abstract import AbstractMetric
 from ..normal.constraints import NearbyKernel
-from ..normal.normal_space import rank_tolerance
+from ..normal.normal_space import COUNTED, rank_tolerance
 
 Vector = Float[Array, " p"]
 
@@ -40,7 +42,7 @@ def gauss_newton_return(
     """Iterate until a step is so short that the next, by quadratic convergence, is rounding error.
 
     `rank` is that of H on Γ: off Γ it cannot be counted, and None takes every eigenvalue for a normal one (see
-    `rank_on_manifold`). With `near` (see `AbstractLoss.nearby`) and without a rank no eigenpairs are computed; those
+    `ranked_return`). With `near` (see `AbstractLoss.nearby`) and without a rank no eigenpairs are computed; those
     reported are then its. `converged` is False after `max_steps`, where a step is not finite or longer than 10 + 10|x|,
     and where the curvature along a normal direction is not positive or a slope is left.
     """
@@ -59,9 +61,9 @@ def gauss_newton_return(
         return y - move, jnp.linalg.norm(move), count + 1, smallest, largest
 
     zero = jnp.zeros((), x.dtype)
-    # The first step outside the loop: the curvatures must be those of a point that was met, also for a start on Γ.
-    first = step((x, zero, jnp.asarray(0), zero, zero))
-    point, length, _, smallest, largest = jax.lax.while_loop(unfinished, step, first)
+    # A length that asks for a step: the curvatures must be those of a point that was met, also for a start on Γ.
+    start = x, 2 * short, jnp.asarray(0), zero, zero
+    point, length, _, smallest, largest = jax.lax.while_loop(unfinished, step, start)
     # Newton's step ignores directions without curvature, so that a short step alone is no proof: on a slope and at a
     # saddle the return once claimed to have converged.
     slope = jnp.linalg.norm(metric.sqrt(loss.gradient(point)))
@@ -69,6 +71,24 @@ def gauss_newton_return(
     return Returned(point, (length <= short) & (smallest > 0) & level, smallest, largest)
 
 
-def rank_on_manifold(loss: AbstractLoss, x: Vector, metric: AbstractMetric) -> Int[Array, ""]:
-    """The rank of H on Γ near x. At x itself the tangential eigenvalues are only as small as the distance to Γ."""
-    return loss.normal_space(gauss_newton_return(loss, x, metric).point, metric).rank
+class Ranked(NamedTuple):
+    """Where a return with the rank of H on Γ ended, and the spectrum of H' there."""
+
+    returned: Returned
+    rank: Int[Array, ""]
+    spectrum: Float[Array, " m"]
+
+
+def ranked_return(loss: AbstractLoss, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None) -> Ranked:
+    """The return from x at the rank that H has on Γ near x, found there unless it is given: at x itself the tangential
+    eigenvalues are only as small as the distance to Γ."""
+
+    def at(rank: Int[Array, ""], last: Any) -> tuple[Int[Array, ""], Ranked]:
+        returned = gauss_newton_return(loss, x, metric, rank)
+        normal = loss.normal_space(returned.point, metric)
+        return jnp.where(rank == COUNTED, normal.rank, rank), Ranked(returned, rank, normal.values)
+
+    # Twice by the same code, first at any rank: a scan compiles it once.
+    first = jnp.asarray(COUNTED if rank is None else rank, int)
+    _, found = jax.lax.scan(at, first, length=2 if rank is None else 1)
+    return jax.tree.map(lambda leaf: leaf[-1], found)

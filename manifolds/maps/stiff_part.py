@@ -14,7 +14,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Int
 
 from ..losses.abstract import AbstractLoss
@@ -41,11 +40,12 @@ class StiffPart(eqx.Module):
 
 
 def first_part(loss: AbstractLoss, x: Vector) -> StiffPart | None:
-    """Random directions, to be looked at at once; None for a loss whose flow is solved with the whole Hessian."""
+    """Directions of no symmetry, to be looked at at once; None for a loss whose flow is solved with the whole Hessian."""
     if loss.unseen_curvature(x) is None:
         return None
-    shape = x.shape[0], min(DIRECTIONS, x.shape[0])
-    basis = jnp.linalg.qr(jr.normal(jr.key(0), shape, x.dtype))[0]
+    # Waves of frequencies without a common measure; random numbers would be a third of the program of a limit map.
+    frequencies = jnp.sqrt(jnp.arange(2.0, 2 + min(DIRECTIONS, x.shape[0]), dtype=x.dtype))
+    basis = jnp.linalg.qr(jnp.cos(jnp.arange(1, 1 + x.shape[0], dtype=x.dtype)[:, None] * frequencies))[0]
     return StiffPart(basis, jnp.zeros_like(basis), jnp.zeros((), x.dtype), jnp.asarray(PAUSE))
 
 

@@ -15,6 +15,8 @@ from ..metrics.abstract import AbstractMetric
 from ..support.precision import in_double
 from .jacobians import AbstractJacobian
 
+COUNTED = -1  # a rank that is not given but counted, in programs that serve both
+
 
 def rank_tolerance(dtype: jnp.dtype) -> float:
     """Eigenvalues below this fraction of the largest count as zero: 4e-10 in float64, 7e-5 in float32."""
@@ -150,6 +152,7 @@ def _symmetric(matrix: Float[Array, "p p"]) -> Float[Array, "p p"]:
 
 def _true_eigenvalues(values: Float[Array, " m"], rank: Int[Array, ""] | None) -> Bool[Array, " m"]:
     # A rank fixed by the caller keeps its meaning when S spreads the spectrum of H' over many decades.
+    counted = values > rank_tolerance(values.dtype) * jnp.maximum(values[0], 0)
     if rank is None:
-        return values > rank_tolerance(values.dtype) * jnp.maximum(values[0], 0)
-    return (jnp.arange(values.shape[0]) < rank) & (values > 0)
+        return counted
+    return jnp.where(rank == COUNTED, counted, (jnp.arange(values.shape[0]) < rank) & (values > 0))
