@@ -40,7 +40,7 @@ class StiffPart(eqx.Module):
 
 
 def first_part(loss: AbstractLoss, x: Vector) -> StiffPart | None:
-    """Directions of no symmetry, to be looked at at once; None for a loss whose flow is solved with the whole Hessian."""
+    """Directions of no symmetry, looked at at once; None for a loss whose flow is solved with the whole Hessian."""
     if loss.unseen_curvature(x) is None:
         return None
     # Waves of frequencies without a common measure; random numbers would be a third of the program of a limit map.

@@ -51,10 +51,10 @@ def cast(tree: PyTree, dtype: Any) -> PyTree:
     return jtu.tree_map(one, tree)
 
 
-def on_device(array: np.ndarray) -> jax.Array:
-    """A NumPy array as one of JAX."""
+def on_device(arrays: PyTree) -> PyTree:
+    """NumPy arrays as those of JAX."""
     # `jnp.asarray` compiles a program for every shape.
-    return jax.device_put(array)
+    return jax.device_put(arrays)
 
 
 def _staged(leaf: Any) -> Any:

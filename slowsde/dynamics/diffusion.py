@@ -9,13 +9,12 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from .ensemble import block_size, map_paths
-from .flow import start_contrast
 from .solve import Ending, Saved, solve_path
 from .solvers.brownian import StepBrownianPath, step_keys
 from .solvers.euler import ManifoldEuler
 from .solvers.state import SlowDiffusion, SlowFlow, SlowState, State
 
-SINGULAR = 30.0  # the contrast, see `start_contrast`, from which on the steps of an SDE are graded at the start
+SINGULAR = 30.0  # the contrast, see `flow.Scales`, from which on the steps of an SDE are graded at the start
 
 
 def solve_sde(
@@ -74,13 +73,3 @@ def step_grid(times: np.ndarray, t0: float, t1: float, dt: float, fast: float = 
     counts = np.maximum(1, np.ceil(np.diff(knots) / dt * (1 - 1e-9)).astype(int))
     pieces = [np.linspace(a, b, n, endpoint=False) for a, b, n in zip(knots[:-1], knots[1:], counts, strict=True)]
     return np.concatenate([*pieces, [t1]])
-
-
-def falling_time(slow: SlowState, state: State) -> float:
-    """The time in which S falls from what it is at the start: contrast⁻²/c, infinite where it is at rest."""
-    optimizer = slow.sde.optimizer
-    if optimizer.quasi_static or not jax.tree.leaves(state[1]):
-        return np.inf
-    # Adam: v = ctV(Σ) outgrows ε² at t = ε²/(cV), and |S(0)B|/|S(V)B| is about √V/ε.
-    contrast = float(start_contrast(slow, state))
-    return 1 / (float(optimizer.c) * contrast**2) if contrast > SINGULAR else np.inf

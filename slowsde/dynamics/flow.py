@@ -1,7 +1,8 @@
 """The slow ODE of noise that does not diffuse, with adaptive steps."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -10,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .solve import Ending, Method, Saved, Solved, patiently, solve_path
+from manifolds.support.precision import on_device, to_numpy
+
+from .solve import Ending, Method, Saved, Solved, kink_of, saved_at
 from .solvers.explicit import ReturningSolver
-from .solvers.impatient import ImpatientController
 from .solvers.implicit import ExtrapolatedImplicit
-from .solvers.landing import LandingController
-from .solvers.state import SlowFlow, SlowState, State
+from .solvers.state import SlowState, State
+from .stepping import ENDLESS, PATIENCE, Limits, advance
+
+T = TypeVar("T")
 
 
 def follow(
@@ -31,28 +35,28 @@ def follow(
     "auto" is implicit wherever the metric can be damped: there it takes less time for the same error even on flows that
     are hardly stiff, and follows a singular start, where Runge–Kutta methods do not see their own error.
     """
-    dtype = state0[0].dtype
-    chosen = chosen_solver(slow, state0, method.solver)
+    dtype, scales = state0[0].dtype, start_scales(slow, state0)
+    chosen = chosen_solver(slow, state0, method.solver, scales)
+    length = interval[1] - interval[0]
     # A singular start needs steps that are short against its own scale of time, in which v grows and S falls.
-    shortest = (
-        10 * jnp.finfo(dtype).eps * (interval[1] - interval[0]) * jnp.minimum(1, start_contrast(slow, state0) ** -2)
-    )
-    # Numbers as arrays: one compilation serves all.
-    solve = partial(
-        _flow,
-        slow,
-        state0,
-        jnp.asarray(times, dtype),
-        jnp.asarray(interval, dtype),
-        jnp.asarray(above_rounding(method.rtol, dtype), dtype),
-        shortest.astype(dtype),
-        chosen,
-        max_steps=method.max_steps,
-        shown=shown,
-    )
+    shortest = 10 * float(jnp.finfo(dtype).eps) * length * min(1.0, scales.contrast**-2)
+    numbers = first_step(scales, length), above_rounding(method.rtol, dtype), shortest
+    given = on_device([np.asarray(number, dtype) for number in (times, interval, *numbers)])
+    solve = partial(_flow, slow, state0, *given, chosen=chosen, max_steps=method.max_steps, shown=shown)
     found = patiently(slow, solve, lambda found: found[1])
-    saved, ending = jax.tree.map(lambda leaf: leaf[None], found)
+    saved, ending = to_numpy(jax.tree.map(lambda leaf: np.asarray(leaf)[None], found))
     return Solved(times, saved, ending, chosen.stats())
+
+
+def patiently(slow: SlowState, solve: Callable[[Array], T], ending: Callable[[T], Ending]) -> T:
+    """What `solve(patience)` finds, of which `ending` is the end of its one path, without leading axis.
+
+    With an end to patience first, as a flow would slide along a kink for ever; without one where the loss is smooth.
+    """
+    found = solve(on_device(np.asarray(PATIENCE)))
+    if bool(ending(found).chattered) and kink_of(slow, ending(found)) is None:
+        return solve(on_device(np.asarray(ENDLESS)))
+    return found
 
 
 def above_rounding(rtol: float, dtype: Any) -> float:
@@ -60,11 +64,25 @@ def above_rounding(rtol: float, dtype: Any) -> float:
     return max(rtol, 100 * float(jnp.finfo(dtype).eps))
 
 
+class Scales(NamedTuple):
+    """What a start says about the flow from there."""
+
+    contrast: float  # |S(v) B| over |S(V(Σ)) B|: huge where v starts from 0, as S falls at once from 1/ε
+    falling: float  # the time in which it falls, contrast⁻²/c; infinite where v has no motion of its own
+    crossing: float  # the time in which a flow crosses its own size
+    couples: bool  # whether second derivatives of residuals couple parameters
+
+
 class Chosen(NamedTuple):
     """The solver of a flow, and whether its damping couples parameters."""
 
     name: str  # "implicit" or "tsit5"
     coupled: bool = False
+
+    @property
+    def lands(self) -> bool:
+        """Whether its steps end on the times to be saved: the implicit one has no dense output of its order."""
+        return self.name == "implicit"
 
     def stats(self) -> dict[str, Any]:
         """What a run tells of it."""
@@ -77,7 +95,7 @@ class Chosen(NamedTuple):
         return ExtrapolatedImplicit(slow, rtol, coupled=self.coupled)
 
 
-def chosen_solver(slow: SlowState, state: State, solver: str) -> Chosen:
+def chosen_solver(slow: SlowState, state: State, solver: str, scales: Scales) -> Chosen:
     """What `solver` stands for here; ValueError if it is implicit and the steps cannot be damped.
 
     The second derivative of the sharpness is diagonal for diagonal networks, and cheap for any. Where it couples
@@ -90,7 +108,7 @@ def chosen_solver(slow: SlowState, state: State, solver: str) -> Chosen:
     metric = sde.metric(slow.v(state))
     diagonal = metric.damped(jnp.zeros_like(x)) is not None
     whole = sde.loss.has_whole_curvature(x)
-    if whole and (not diagonal or bool(_couples(slow, state))):
+    if whole and (not diagonal or scales.couples):
         return Chosen("implicit", coupled=True)
     if diagonal:
         return Chosen("implicit")
@@ -102,16 +120,31 @@ def chosen_solver(slow: SlowState, state: State, solver: str) -> Chosen:
     return Chosen("tsit5")
 
 
-@eqx.filter_jit
-def _couples(slow: SlowState, state: State) -> Array:
-    return slow.sde.loss.couples(state[0])
+def start_scales(slow: SlowState, state: State) -> Scales:
+    """The `Scales` of a state."""
+    contrast, crossing, couples = to_numpy(_scales(slow, state))
+    optimizer = slow.sde.optimizer
+    still = optimizer.quasi_static or not jax.tree.leaves(state[1])
+    # Adam: v = ctV(Σ) outgrows ε² at t = ε²/(cV), and |S(0)B|/|S(V)B| is about √V/ε.
+    falling = np.inf if still else 1 / (float(optimizer.c) * float(contrast) ** 2)
+    return Scales(float(contrast), falling, float(crossing), bool(couples))
 
 
 @eqx.filter_jit
-def start_contrast(slow: SlowState, state: State) -> Array:
-    """|S(v) B| over |S(V(Σ)) B|: huge where v starts from 0, as S falls at once from 1/ε, over times ∝ contrast⁻²/c."""
+def _scales(slow: SlowState, state: State) -> tuple[Array, Array, Array]:
     sde, (x, _) = slow.sde, state
-    return jnp.sqrt(sde.power(x, sde.metric(slow.v(state))) / sde.power(x, sde.metric(sde.equilibrium(x))))
+    v, target = slow.v(state), sde.equilibrium(x)
+    metric, now, later = sde.metric(v), 1.0, 1.0
+    if jax.tree.leaves(v):
+        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), v, target)
+        now, later = jax.lax.map(lambda state: sde.power(x, sde.metric(state)), both)
+    couples = sde.loss.couples(x) if sde.loss.has_whole_curvature(x) else jnp.asarray(False)
+    return jnp.sqrt(jnp.asarray(now / later)), sde.crossing_time(x, metric), couples
+
+
+def first_step(scales: Scales, length: float) -> float:
+    """The length of the first step of a flow: a hundredth of the shortest time in which something changes."""
+    return min(length, 0.01 * min(scales.crossing, scales.falling))
 
 
 @eqx.filter_jit
@@ -120,26 +153,28 @@ def _flow(
     state0: State,
     times: Float[Array, " T"],
     interval: Float[Array, " 2"],
+    h0: Array,
     rtol: Array,
     shortest: Array,
-    chosen: Chosen,
     patience: Array,
     *,
+    chosen: Chosen,
     max_steps: int,
     shown: dfx.AbstractProgressMeter[Any],
 ) -> tuple[Saved, Ending]:
-    controller: Any = dfx.PIDController(rtol=0.0, atol=1.0, dtmin=shortest, force_dtmin=False)
-    controller = ImpatientController(controller, patience)
-    if chosen.name == "implicit":
-        controller = LandingController(controller, times)  # it has no dense output of its order
-    return solve_path(
-        slow,
-        dfx.ODETerm(SlowFlow(slow)),
-        chosen.made(slow, rtol),
-        controller,
-        state0,
-        times,
-        (interval[0], interval[1]),
-        max_steps,
-        shown,
-    )
+    solver, limits, ends = chosen.made(slow, rtol), Limits(shortest, patience, max_steps), (interval[0], interval[1])
+    rows, ending = advance(slow, solver, state0, ends, h0, times, limits, lands=chosen.lands, shown=shown)
+
+    def saved(row: tuple[Array, State]) -> Saved:
+        time, state = row
+        regular = jnp.asarray(True)
+        if not chosen.lands:  # an interpolant leaves Γ (a linear one was off by 6e-3)
+            state, regular = slow.returned(state)
+        found = saved_at(slow, state)
+        found = eqx.tree_at(lambda s: s.residual, found, jnp.where(regular, found.residual, jnp.nan))
+        return jax.tree.map(lambda leaf: jnp.where(time <= ending.time, leaf, jnp.inf), found)
+
+    # Here, not in the loop: what is saved is computed in one place, and for a time that was reached.
+    found = jax.lax.map(saved, (times, rows))
+    failed = ending.failed | jnp.any(~jnp.isfinite(found.residual))
+    return found, eqx.tree_at(lambda e: e.failed, ending, failed)

@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .flow import Chosen, above_rounding, chosen_solver, follow
+from manifolds.support.precision import on_device
+
+from .flow import Chosen, Scales, above_rounding, chosen_solver, first_step, follow, patiently, start_scales
 from .result import Result
-from .solve import Ending, Method, Saved, Solved, ending_of, patiently, saved_at
-from .solvers.impatient import ImpatientController
+from .solve import Ending, Method, Saved, Solved, saved_at
 from .solvers.implicit import ExtrapolatedImplicit
-from .solvers.state import SlowFlow, SlowState, State
+from .solvers.state import SlowState, State
+from .stepping import Limits, advance
 
 NEARLY = 100.0  # a flow is nearly still at a stillness of this many tolerances rtol: it wanders at 20 of them
 FAR = 1e3  # a flow that has gone this many times its size at the start leaves for infinity
@@ -45,8 +47,9 @@ def follow_to_rest(
     slow: SlowState, state0: State, t0: float, count: int, method: Method, shown: dfx.AbstractProgressMeter[Any]
 ) -> Solved:
     """The slow ODE until it is stationary, saved at `count` times of the way, the last of them its end."""
-    chosen = chosen_solver(slow, state0, method.solver)
-    rest = solve_to_rest(slow, state0, t0, method, chosen)
+    scales = start_scales(slow, state0)
+    chosen = chosen_solver(slow, state0, method.solver, scales)
+    rest = solve_to_rest(slow, state0, t0, method, chosen, scales)
     t1 = float(rest.ending.time)
     times = graded_times(t0, t1, count)
     if count == 2:  # nothing between start and end is asked for
@@ -88,16 +91,16 @@ def _start_and_end(slow: SlowState, state0: State, ending: Ending, times: np.nda
     return Solved(times, saved, jax.tree.map(lambda leaf: leaf[None], ending), chosen.stats())
 
 
-def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, chosen: Chosen) -> Rest:
+def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, chosen: Chosen, scales: Scales) -> Rest:
     """The slow ODE until it is stationary to `tol` (see `SlowSDE.stillness`), leaves, or takes too long."""
     dtype = state0[0].dtype
     rtol, tol = above_rounding(method.rtol, dtype), max(method.tol, 1e3 * float(jnp.finfo(dtype).eps))
-    last = chosen_solver(slow, state0, "auto") if chosen.name == "tsit5" else chosen
+    last = chosen_solver(slow, state0, "auto", scales) if chosen.name == "tsit5" else chosen
     implicit = last.name == "implicit"
     # A flow without an implicit step has nothing but a tighter tolerance to come to rest by.
     nearly = max(tol, NEARLY * rtol) if implicit else tol
     rtol = rtol if implicit else above_rounding(min(rtol, tol / NEARLY), dtype)
-    numbers = (jnp.asarray(number, dtype) for number in (t0, rtol, nearly, tol))
+    numbers = on_device([np.asarray(number, dtype) for number in (t0, first_step(scales, np.inf), rtol, nearly, tol)])
     solve = partial(
         _to_rest,
         slow,
@@ -115,6 +118,7 @@ def _to_rest(
     slow: SlowState,
     state0: State,
     t0: Array,
+    h0: Array,
     rtol: Array,
     nearly: Array,
     tol: Array,
@@ -124,30 +128,18 @@ def _to_rest(
     last: Chosen | None,
     max_steps: int,
 ) -> Rest:
-    size, crossing = jnp.linalg.norm(state0[0]), slow.sde.crossing_time(state0[0], slow.v(state0))
+    size = jnp.linalg.norm(state0[0])
+    crossing = slow.sde.crossing_time(state0[0], slow.sde.metric(slow.v(state0)))
 
     def left(t: Any, state: State) -> Array:
         return (jnp.linalg.norm(state[0]) > FAR * size) | (t - t0 > LONG * crossing)
 
-    def at_rest(t: Any, state: State, args: Any, **_: Any) -> Array:
+    def at_rest(t: Array, state: State) -> Array:
         return (_stillness(slow, t, state, state0) <= nearly) | left(t, state)
 
-    solution = dfx.diffeqsolve(
-        dfx.ODETerm(SlowFlow(slow)),
-        chosen.made(slow, rtol),
-        t0,
-        jnp.inf,
-        None,
-        state0,
-        saveat=dfx.SaveAt(t1=True),
-        stepsize_controller=ImpatientController(dfx.PIDController(rtol=0.0, atol=1.0), patience),
-        adjoint=dfx.ForwardMode(),
-        event=dfx.Event(at_rest),
-        max_steps=max_steps,
-        throw=False,
-    )
-    assert solution.ts is not None
-    ending = ending_of(solution, solution.ts[-1], jax.tree.map(lambda leaf: leaf[-1], solution.ys))
+    never, solver, none = jnp.full_like(t0, jnp.inf), chosen.made(slow, rtol), jnp.zeros(0, t0.dtype)
+    limits = Limits(jnp.zeros_like(t0), patience, max_steps)
+    _, ending = advance(slow, solver, state0, (t0, never), h0, none, limits, lands=chosen.lands, until=at_rest)
     escapes = left(ending.time, ending.state)
     if last is None:
         return Rest(ending, _stillness(slow, ending.time, ending.state, state0) <= tol, escapes)
@@ -177,7 +169,7 @@ def _continued(
     if not chosen.coupled:  # there multipliers of what vanishes would be noise in the exact Hessian
         slow = eqx.tree_at(lambda s: s.sde.loss, slow, slow.sde.loss.at_singular_ends())
     solver, t = ExtrapolatedImplicit(slow, rtol, coupled=chosen.coupled), ending.time
-    crossing = slow.sde.crossing_time(ending.state[0], slow.v(ending.state))
+    crossing = slow.sde.crossing_time(ending.state[0], slow.sde.metric(slow.v(ending.state)))
     rounded = ROUNDED * jnp.finfo(state0[0].dtype).eps ** 0.5
 
     def unfinished(at: Search) -> Array:

@@ -273,9 +273,8 @@ class SlowSDE(eqx.Module):
         lag = _norm(jax.tree.map(jnp.subtract, v, target)) / jnp.maximum(_norm(target), jnp.finfo(x.dtype).tiny)
         return speed, jnp.maximum(speed * size / power, lag)
 
-    def crossing_time(self, x: Vector, v: PyTree) -> Array:
+    def crossing_time(self, x: Vector, metric: mf.AbstractMetric) -> Array:
         """|x|²_{S⁻¹}/(¼ tr S^½ΣS^½), the slow time in which a flow crosses its own size."""
-        metric = self.metric(v)
         return jnp.sum(metric.inv_sqrt(x) ** 2) / (0.25 * self.power(x, metric.sqrt))
 
     def v_drift(self, x: Vector, v: PyTree, t: Any) -> PyTree:

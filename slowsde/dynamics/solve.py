@@ -1,7 +1,6 @@
-"""One path of the slow SDE by Diffrax: what is saved of it, and how it ended."""
+"""One path of the slow SDE: what is saved of it, and how it ended."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -14,12 +13,8 @@ from manifolds.maps.kinks import Kink, find_kink
 
 from .ensemble import map_paths, points_in_block
 from .result import Result
-from .solvers.euler import ManifoldEuler
-from .solvers.explicit import ReturningSolver
-from .solvers.impatient import ENDLESS, PATIENCE
 from .solvers.state import SlowState, State
 
-T = TypeVar("T")
 LOOKED_AT = 16  # failed paths in which a kink is looked for: it takes a few Jacobians each
 
 
@@ -85,15 +80,10 @@ def solve_path(
     max_steps: int,
     shown: dfx.AbstractProgressMeter[Any],
 ) -> tuple[Saved, Ending]:
-    """One path."""
+    """One path with steps that are fixed before, by Diffrax."""
 
     def save(t: Any, state: State, args: Any) -> Saved:
-        regular = jnp.asarray(True)
-        # An interpolant leaves Γ (a linear one was off by 6e-3): explicit solvers return what they interpolate.
-        if isinstance(solver, ReturningSolver):  # others end a step there; between steps the interpolant leaves Γ
-            state, regular = slow.returned(state)
-        found = saved_at(slow, state)
-        return eqx.tree_at(lambda s: s.residual, found, jnp.where(regular, found.residual, jnp.nan))
+        return saved_at(slow, state)
 
     solution = dfx.diffeqsolve(
         terms,
@@ -113,23 +103,16 @@ def solve_path(
     assert solution.ts is not None
     assert solution.ys is not None
     saved, last = solution.ys
-    ending = ending_of(solution, solution.ts[1][-1], jax.tree.map(lambda leaf: leaf[-1], last))
-    # A step that turns NaN ends "successful" in Diffrax, and rows that were not reached hold inf: both show in the
-    # residual.
-    failed = ending.failed | jnp.any(~jnp.isfinite(saved.residual))
-    jumped = (solution.result == dfx.RESULTS.dt_min_reached) & isinstance(solver, ManifoldEuler)
-    return saved, eqx.tree_at(lambda e: (e.failed, e.jumped), ending, (failed, jumped))
-
-
-def ending_of(solution: dfx.Solution, time: Array, state: State) -> Ending:
     result = solution.result
-    return Ending(
-        time=time,
-        state=state,
-        failed=(result != dfx.RESULTS.successful) & (result != dfx.RESULTS.event_occurred),
+    return saved, Ending(
+        time=solution.ts[1][-1],
+        state=jax.tree.map(lambda leaf: leaf[-1], last),
+        # A step that turns NaN ends "successful" in Diffrax, and rows that were not reached hold inf: both show in the
+        # residual.
+        failed=(result != dfx.RESULTS.successful) | jnp.any(~jnp.isfinite(saved.residual)),
         too_long=result == dfx.RESULTS.max_steps_reached,
-        jumped=jnp.asarray(False),
-        chattered=result == dfx.RESULTS.max_steps_rejected,
+        jumped=result == dfx.RESULTS.dt_min_reached,
+        chattered=jnp.asarray(False),
         steps=solution.stats["num_steps"],
     )
 
@@ -154,17 +137,6 @@ def explained(slow: SlowState, ending: Ending) -> tuple[np.ndarray, Kink | None]
 def kink_of(slow: SlowState, ending: Ending) -> Kink | None:
     """The kink of the loss at which a path (an `Ending` without leading axis) ended, along its drift."""
     return find_kink(slow.sde.loss, ending.state[0], _drift(slow, ending.state, ending.time))
-
-
-def patiently(slow: SlowState, solve: Callable[[Array], T], ending: Callable[[T], Ending]) -> T:
-    """What `solve(patience)` finds, of which `ending` is the end of its one path, without leading axis.
-
-    With an end to patience first, as a flow would slide along a kink for ever; without one where the loss is smooth.
-    """
-    found = solve(jnp.asarray(PATIENCE))
-    if bool(ending(found).chattered) and kink_of(slow, ending(found)) is None:
-        return solve(jnp.asarray(ENDLESS))
-    return found
 
 
 @eqx.filter_jit

@@ -13,9 +13,9 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from manifolds.maps.limit_map import MAX_STEPS, LimitPoint
 from manifolds.support.precision import to_numpy
 
-from ..dynamics.diffusion import falling_time, solve_sde, step_grid
+from ..dynamics.diffusion import SINGULAR, solve_sde, step_grid
 from ..dynamics.fast_motion import FALLS, spectral_history, start_motion, start_shares
-from ..dynamics.flow import follow, start_contrast
+from ..dynamics.flow import follow, start_scales
 from ..dynamics.rest import follow_to_rest, stillness
 from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE, equilibrium
@@ -158,7 +158,9 @@ def _slow_paths(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, method: 
 
 def _euler_paths(asked: Request, slow: SlowState, state0: State, dt: float) -> Solved:
     # Graded at a start from v = 0, in equal steps elsewhere.
-    grid = step_grid(asked.times, asked.t0, asked.t1, dt, falling_time(slow, state0))
+    scales = start_scales(slow, state0)
+    falling = scales.falling if scales.contrast > SINGULAR else np.inf
+    grid = step_grid(asked.times, asked.t0, asked.t1, dt, falling)
     # What `resume` needs to meet the same noise.
     about = {"solver": "euler", "dt": dt, **key_stats(asked.key)}
     found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, shown=asked.meter())
@@ -187,7 +189,7 @@ def _about_state(slow: SlowState, state0: State) -> dict[str, Any]:
     sde, (x, v) = slow.sde, state0
     if not jax.tree.leaves(v):
         return {}
-    contrast = float(start_contrast(slow, state0))
+    contrast = start_scales(slow, state0).contrast
     if not np.isfinite(contrast) or contrast < FALLS:
         return {}
     if contrast > LARGE and _is_nothing(v, equilibrium(sde, x)):

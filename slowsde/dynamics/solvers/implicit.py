@@ -16,7 +16,8 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, Float
 
 import manifolds as mf
 from manifolds.normal.constraints import LOOSE
@@ -60,22 +61,30 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
 
         substeps = jax.lax.map(refined, jnp.arange(1, self.stages + 1))  # one loop, so compiled once
         ends = to_logarithms(substeps)
-        row: list[State] = []
-        for n in range(1, self.stages + 1):
-            new: list[State] = [jax.tree.map(lambda leaf, n=n: leaf[n - 1], ends)]
-            for k, coarser in enumerate(row):
-                ratio = n / (n - k - 1) - 1
-                new.append(jax.tree.map(lambda a, b, ratio=ratio: a + (a - b) / ratio, new[k], coarser))
-            row = new
+        best, previous = (
+            jax.tree.map(lambda leaf, w=w: jnp.tensordot(w, leaf, 1), ends) for w in self.extrapolations()
+        )
         # A coordinate that is being driven to zero within the step has no expansion in its length: take the plain one.
-        (best, v1), plain = row[-1], row[0][0]
-        vanishing = (jnp.abs(plain) < 0.5 * jnp.abs(y0[0])) & (jnp.abs(best - row[-2][0]) > 0.1 * jnp.abs(plain))
-        row[-1] = (jnp.where(vanishing, plain, best), v1)
-        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(row[-1]), near=frame.near))
+        plain = ends[0][0]
+        vanishing = (jnp.abs(plain) < 0.5 * jnp.abs(y0[0])) & (jnp.abs(best[0] - previous[0]) > 0.1 * jnp.abs(plain))
+        best = jnp.where(vanishing, plain, best[0]), best[1]
+        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(best), near=frame.near))
         regular &= self.falls(y0, jax.tree.map(lambda leaf: leaf[0], substeps), t0, h)
-        previous = from_logarithms(row[-2])
-        error = scaled_error(self.slow, jax.tree.map(jnp.subtract, y1, previous), y0, y1, self.rtol, regular)
+        error = jax.tree.map(jnp.subtract, y1, from_logarithms(previous))
+        error = scaled_error(self.slow, error, y0, y1, self.rtol, regular)
         return y1, error, {"y0": y0, "y1": y1}, frame.near, dfx.RESULTS.successful
+
+    def extrapolations(self) -> Float[np.ndarray, "2 stages"]:
+        """Weights of the ends after 1, 2, ... substeps in the extrapolants of the two highest orders, the last first.
+
+        That over the substeps n of a set has Π_{m≠n} n/(n − m) for the end after n of them (Aitken and Neville).
+        """
+        every = np.arange(1.0, self.stages + 1)
+        weights = np.zeros((2, self.stages))
+        for k, some in enumerate((every, every[1:])):
+            for n in some:
+                weights[k, int(n) - 1] = np.prod([n / (n - m) for m in some if m != n])
+        return weights
 
     def middle_metric(self, state: State, t: Array, h: Array) -> mf.AbstractMetric:
         """S(v) in the middle of a step of length h."""
@@ -101,7 +110,7 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         """Whether one substep over the whole length does what an implicit step must: lower ¼α⟨H, S⟩ at the S that it
         holds fixed. One that climbs is damped too little, and its extrapolation means nothing."""
         sde, metric = self.slow.sde, self.slow.sde.metric(self.slow.v(self.relaxed(start, t, h)))
-        before, after = (sde.sharpness(x, metric, t + h) for x in (start[0], end[0]))
+        before, after = jax.lax.map(lambda x: sde.sharpness(x, metric, t + h), jnp.stack([start[0], end[0]]))
         return after <= before * (1 + self.rtol)
 
     def euler(self, state: State, t: Array, h: Array, frame: Any) -> State:
