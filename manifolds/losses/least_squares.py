@@ -6,7 +6,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..metrics.abstract import AbstractMetric
@@ -28,6 +27,7 @@ from ..normal.constraints import (
 from ..normal.jacobians import AbstractJacobian, JacobianProducts, StoredJacobian
 from ..normal.lanczos import largest_eigenvalue
 from ..normal.normal_space import AbstractNormalSpace, KernelNormalSpace
+from ..support.arrays import generic, signs
 from ..support.blocks import map_in_blocks, sum_in_blocks
 from ..support.coordinates import Coordinates, ravel
 from .abstract import CHUNK, AbstractLoss, NewtonStep, Vector
@@ -224,7 +224,7 @@ class LeastSquaresLoss(AbstractLoss):
         product = kernel_product(self.curvature_jacobian(x), metric, scale, shift)
         # One trial solve with a fixed right-hand side that meets every eigenvector: deterministic, and so are the steps
         # at which kernels are renewed.
-        b = jr.rademacher(jr.key(0), (self.targets.size,), x.dtype)
+        b = signs(self.targets.size, x.dtype)
         _, works = conjugate_gradients(product, b, lambda r: near.solve(r, scale, shift), LOOSE, STALE)
         return jax.lax.cond(works, lambda: near, lambda: self.nearby(x, metric))
 
@@ -240,7 +240,7 @@ class LeastSquaresLoss(AbstractLoss):
         if self.stored:
             return super().largest_eigenvalue(x, metric)
         product = kernel_product(self.jacobian(x), metric, 1.0, 0.0)
-        return largest_eigenvalue(product, jr.normal(jr.key(0), (self.targets.size,), x.dtype))
+        return largest_eigenvalue(product, generic(self.targets.size, x.dtype))
 
     def trace(self, x: Vector, metric: AbstractMetric) -> Float[Array, ""]:
         return jnp.sum(self.row_norms(x, metric))
@@ -349,8 +349,7 @@ class LeastSquaresLoss(AbstractLoss):
         arrays = self.coordinates.unravel_arrays(x)
         # One fixed probe: exact for diagonal networks; on dense ones it under-damps a little (10 to 20 % of steps
         # rejected).
-        signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
-        direction = self.coordinates.unravel_arrays(metric.sqrt(signs))
+        direction = self.coordinates.unravel_arrays(metric.sqrt(signs(x.size, x.dtype)))
         return 2 * ravel(sum_in_blocks(one, self.inputs, self.block(x)))
 
     def metric_hessian(self, x: Vector, metric: AbstractMetric) -> Float[Array, "p p"] | None:
@@ -369,8 +368,8 @@ class LeastSquaresLoss(AbstractLoss):
     def couples(self, x: Vector) -> Bool[Array, ""]:
         # A random sum of the R_i that is diagonal divides two random vectors into the same numbers. At a point of no
         # symmetry: where weights are zero, those of a network do not meet.
-        first, second, shift = jr.normal(jr.key(2), (3, x.shape[0]), x.dtype)
-        near, force = x + 0.1 * jnp.sqrt(jnp.mean(x**2)) * shift, jr.normal(jr.key(3), (self.targets.size,), x.dtype)
+        first, second, shift = (generic(x.size, x.dtype, seed) for seed in (1, 2, 3))
+        near, force = x + 0.1 * jnp.sqrt(jnp.mean(x**2)) * shift, generic(self.targets.size, x.dtype)
         a, b = (self._bending(near, force, w) / w for w in (first, second))
         return jnp.max(jnp.abs(a - b)) > 1e-6 * jnp.max(jnp.abs(a))
 
@@ -391,9 +390,9 @@ class LeastSquaresLoss(AbstractLoss):
         return self.stored and self.targets.size * x.shape[0] ** 3 <= COUPLED
 
     def constraint_curvature(self, x: Vector, multipliers: Array) -> Vector:
-        signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
         # Hutchinson again: z ∘ (Σ_i μ_i ∇²r_i) z, one product.
-        return signs * self._bending(x, multipliers, signs)
+        z = signs(x.size, x.dtype)
+        return z * self._bending(x, multipliers, z)
 
     def _bending(self, x: Vector, multipliers: Array, w: Vector) -> Vector:
         """Σ_i μ_i ∇²r_i(x) w."""

@@ -6,12 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..metrics.abstract import AbstractMetric
 from ..normal.constraints import Preconditioner
 from ..normal.normal_space import AbstractNormalSpace, DenseNormalSpace
+from ..support.arrays import signs
 from ..support.blocks import map_in_blocks
 from ..support.coordinates import Coordinates
 from .abstract import CHUNK, AbstractLoss, Vector
@@ -97,13 +97,13 @@ class ScalarLoss(AbstractLoss):
 
     def metric_curvature(self, x: Vector, metric: AbstractMetric) -> Vector:
         # The diagonal by a fixed random sign vector (Hutchinson), from one directional derivative of T[S].
-        signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
-        return jnp.abs(signs * jax.jvp(lambda y: self.contract_metric(y, metric), (x,), (signs,))[1])
+        z = signs(x.size, x.dtype)
+        return jnp.abs(z * jax.jvp(lambda y: self.contract_metric(y, metric), (x,), (z,))[1])
 
     def constraint_curvature(self, x: Vector, multipliers: Array) -> Vector:
         # The constraints are ∇L = 0, so this is the diagonal of ∇³L[μ, ·].
-        signs = jr.rademacher(jr.key(0), x.shape, x.dtype)
-        return signs * self.contract_factors(x, multipliers[:, None], signs[:, None])
+        z = signs(x.size, x.dtype)
+        return z * self.contract_factors(x, multipliers[:, None], z[:, None])
 
     def normal_bending(self, x: Vector, normal: AbstractNormalSpace, tangent: Float[Array, "p k"]) -> Vector:
         return normal.solve(self.contract_factors(x, tangent, tangent))

@@ -31,6 +31,7 @@ class LimitPoint(eqx.Module):
     Attributes:
         point: the limit, (p,); where the flow did not come to rest, what it got to.
         distance: |Φ_S(x) − x|, Euclidean.
+        value: L there.
         residual: what is left of the loss there: |∇L|, or the largest residual of a least-squares loss.
         rank: the number m of nonzero eigenvalues of H' = S^½ H S^½ at the limit.
         spectrum: the eigenvalues of H' found, descending.
@@ -45,6 +46,7 @@ class LimitPoint(eqx.Module):
 
     point: Vector
     distance: Float[Array, ""]
+    value: Float[Array, ""]
     residual: Float[Array, ""]
     rank: Int[Array, ""]
     spectrum: Float[Array, " m"]
@@ -103,11 +105,13 @@ def limit_point(
     meter.close(end.seen)
     found = ranked_return(loss, end.y, metric, rank)
     point = jnp.where(end.rests, found.returned.point, end.y)
+    value = loss.value(point)
     return LimitPoint(
         point=point,
         distance=jnp.linalg.norm(point - x),
+        value=value,
         # A loss may turn NaN where its gradient does not.
-        residual=jnp.where(jnp.isfinite(loss.value(point)), loss.residual(point), jnp.nan),
+        residual=jnp.where(jnp.isfinite(value), loss.residual(point), jnp.nan),
         rank=found.rank,
         spectrum=found.spectrum,
         negative_curvature=loss.negative_curvature(point),

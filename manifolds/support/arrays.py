@@ -1,9 +1,37 @@
 """Small things about arrays."""
 
+from typing import Any
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
 def nonzero(value: Float[Array, "..."]) -> Float[Array, "..."]:
     """value where it is positive and 1 elsewhere: a denominator, also where what is divided does not count."""
     return jnp.where(value > 0, value, 1)
+
+
+def generic(count: int, dtype: Any, seed: int = 0) -> Float[Array, " count"]:
+    """Numbers in (−1, 1) of no pattern, for probes: by the finalizer of MurmurHash on their positions.
+
+    The generators of `jax.random` are a hundred lines of every program that they are in.
+
+    Example:
+        >>> generic(3, jnp.float32).shape
+        (3,)
+    """
+    bits = jnp.arange(1 + seed * count, 1 + (seed + 1) * count, dtype=jnp.uint32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        bits = (bits ^ (bits >> shift)) * np.uint32(factor)
+    return (bits.astype(dtype) + 0.5) / 2.0**31 - 1
+
+
+def signs(count: int, dtype: Any) -> Float[Array, " count"]:
+    """±1 of no pattern, see `generic`.
+
+    Example:
+        >>> signs(3, jnp.float32).shape
+        (3,)
+    """
+    return jnp.where(generic(count, dtype) < 0, -1, 1).astype(dtype)

@@ -139,13 +139,17 @@ class Coordinates:
         return ravel([leaf.ravel().repeat(size) for leaf, size in zip(leaves, sizes, strict=True)])
 
     def _leaves(self, x: Float[Array, "*batch p"], static: tuple[Any, ...]) -> list[Any]:
+        # What is known is cut on the host: every slice on the device would be a program. Not where JAX's 64-bit flag is
+        # off and x has more.
+        known = isinstance(x, jax.Array) and not is_traced(x) and jax.dtypes.canonicalize_dtype(x.dtype) == x.dtype
+        rows, placed = (np.asarray(x), on_device) if known else (x, lambda leaf: leaf)
         leaves, start = [], 0
         for other, shape in zip(static, self.shapes, strict=True):
             if shape is None:
                 leaves.append(other)
                 continue
             stop = start + int(np.prod(shape))
-            leaves.append(x[..., start:stop].reshape(x.shape[:-1] + shape))
+            leaves.append(placed(rows[..., start:stop].reshape(x.shape[:-1] + shape)))
             start = stop
         return leaves
 

@@ -28,7 +28,7 @@ def is_traced(*trees: PyTree) -> bool:
 def within_jit() -> bool:
     """Whether a function is being traced by jit, so that what is computed is not known even from known numbers."""
     # Within jit even a constant is staged; under grad and vmap alone it is not.
-    return isinstance(jnp.zeros(()), Tracer)
+    return isinstance(on_device(np.zeros(())), Tracer)
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:

@@ -19,7 +19,7 @@ from manifolds.support.user_functions import check_signature
 from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
-from .slow_sde import SlowSDE, slow_sde
+from .slow_sde import SlowSDE, noise_at, slow_sde
 
 Vector = Float[Array, " p"]
 
@@ -115,14 +115,19 @@ def check_pace(optimizer: AGM, t0: float, times: np.ndarray) -> None:
         return
     fine = np.linspace(t0, times[-1], PACES) if np.isfinite(times[-1]) else times
     ts = np.union1d(fine, times)
-    paces = np.asarray(_paces(optimizer, ts))
-    bad = ~((paces > 0) & np.isfinite(paces))
+    found = paces(optimizer, ts)
+    bad = ~((found > 0) & np.isfinite(found))
     if bad.any():
         first = int(np.argmax(bad))
         raise ValueError(
-            f"schedule is {paces[first]:.3g} at t={ts[first]:.4g}: it must be positive and finite on the whole run, t "
+            f"schedule is {found[first]:.3g} at t={ts[first]:.4g}: it must be positive and finite on the whole run, t "
             f"from {t0:g} to {times[-1]:g}. End the run before, or bound the schedule from below."
         )
+
+
+def paces(optimizer: AGM, ts: np.ndarray) -> np.ndarray:
+    """s(t) at all of the times."""
+    return np.ones(ts.shape) if optimizer.schedule is None else np.asarray(_paces(optimizer, ts))
 
 
 @eqx.filter_jit
@@ -219,7 +224,7 @@ def check_noise_on_manifold(sde: SlowSDE, x: Vector, curvature: Any) -> None:
     """ValueError if the noise vanishes at x on Γ: then nothing moves on the slow clock."""
     size = noise_size(sde, x)
     # Per-sample gradients at a fitted point are curvature × rounding of x, not zero.
-    if size <= 1e3 * float(jnp.finfo(x.dtype).eps) * float(curvature) * (1 + float(jnp.linalg.norm(x))):
+    if size <= 1e3 * float(jnp.finfo(x.dtype).eps) * float(curvature) * (1 + float(np.linalg.norm(np.asarray(x)))):
         raise ValueError(
             f"The noise vanishes on the manifold (|B| = {size:.2g} there), so nothing moves on the slow clock. "
             "Minibatch noise does so wherever every sample is fitted exactly; use LabelNoise or GaussianNoise."
@@ -228,10 +233,4 @@ def check_noise_on_manifold(sde: SlowSDE, x: Vector, curvature: Any) -> None:
 
 def noise_size(sde: SlowSDE, x: Vector) -> float:
     """|B(x)|, Frobenius; not finite where B is not."""
-    return float(_noise_norm(sde, x))
-
-
-# Compiled, as are all checks that evaluate the loss: run eagerly they cost seconds on large models.
-@eqx.filter_jit
-def _noise_norm(sde: SlowSDE, x: Vector) -> Array:
-    return jnp.sqrt(sde.power(x, lambda b: b))
+    return float(noise_at(sde, x)[0])

@@ -105,8 +105,8 @@ def chosen_solver(slow: SlowState, state: State, solver: str, scales: Scales) ->
     sde, x = slow.sde, state[0]
     if not sde.has_sharpness or solver == "tsit5":
         return Chosen("tsit5")
-    metric = sde.metric(slow.v(state))
-    diagonal = metric.damped(jnp.zeros_like(x)) is not None
+    damped = eqx.filter_eval_shape(lambda slow, state: slow.sde.metric(slow.v(state)).damped(state[0]), slow, state)
+    diagonal = damped is not None
     whole = sde.loss.has_whole_curvature(x)
     if whole and (not diagonal or scales.couples):
         return Chosen("implicit", coupled=True)

@@ -74,7 +74,8 @@ class SlowSDE(eqx.Module):
     @property
     def has_sharpness(self) -> bool:
         """Whether Σ = αH on Γ, so that the flow is the semi-gradient of a sharpness."""
-        return self.hessian_scale is not None
+        # By its form: a number that is known would be a program.
+        return eqx.filter_eval_shape(lambda sde: sde.hessian_scale, self) is not None
 
     @property
     def hessian_scale(self) -> Any:
@@ -295,10 +296,16 @@ def _norm(tree: PyTree) -> Array:
     return jnp.sqrt(sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), jnp.zeros(())))
 
 
+# Compiled, as is all that evaluates the loss outside of runs: eagerly it costs seconds on large models.
 @eqx.filter_jit
+def noise_at(sde: SlowSDE, x: Vector) -> tuple[Array, PyTree]:
+    """|B(x)|, Frobenius, not finite where B is not; and V(Σ(x)), the state v0 that a run starts with by default."""
+    return jnp.sqrt(sde.power(x, lambda b: b)), sde.equilibrium(x)
+
+
 def equilibrium(sde: SlowSDE, x: Vector) -> PyTree:
-    """V(Σ(x)), compiled: the state v0 that a run starts with by default."""
-    return sde.equilibrium(x)
+    """V(Σ(x)), compiled."""
+    return noise_at(sde, x)[1]
 
 
 def slow_sde(problem: AbstractProblem, optimizer: AGM, chart: Coordinates, route: str | Route = "auto") -> SlowSDE:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -12,14 +11,14 @@ from manifolds.geometry import limit_map
 from manifolds.maps.limit_map import MAX_STEPS, LimitPoint, as_rank, check_limit, compiled_limit_point
 from manifolds.normal.normal_space import rank_tolerance
 from manifolds.support.coordinates import Coordinates
-from manifolds.support.precision import cast, on_device, working_precision
+from manifolds.support.precision import cast, on_device, to_numpy, working_precision
 
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
 from ..support.arguments import positive_integer
 from ..support.progress import step_meter
 from . import checks
-from .slow_sde import SlowSDE, equilibrium
+from .slow_sde import SlowSDE, noise_at
 from .solvers.state import SlowState
 
 
@@ -61,7 +60,7 @@ def initial_state(sde: SlowSDE, x0: Array, v0: PyTree, t0: float) -> PyTree:
     corrected state starts at V(Σ), the mean over any short time.
     """
     if v0 is None:
-        return equilibrium(sde, x0)
+        return noise_at(sde, x0)[1]
     v0 = sde.arranged(v0)
     checks.check_state(sde, v0)
     if sde.optimizer.bias_correction and t0 == 0:
@@ -70,7 +69,7 @@ def initial_state(sde: SlowSDE, x0: Array, v0: PyTree, t0: float) -> PyTree:
                 "v0 has no weight in a bias-corrected run from t0=0, which starts from v=0: leave v0=None, or pass the "
                 "slow time t0 = kη² at which v0/(1−β2^k) was read."
             )
-        return equilibrium(sde, x0)
+        return noise_at(sde, x0)[1]
     return v0
 
 
@@ -81,8 +80,10 @@ def start_on_manifold(
     v0 = initial_state(sde, x0, v0, t0)
     # In the metric of v0 at params0: the first O(1/η) steps fall onto Γ before v moves on the slow clock.
     metric = sde.metric(v0)
-    start = compiled_limit_point(sde.loss, x0, metric, as_rank(rank, x0.size), **options)
-    check_limit(start, sde.loss, metric, rank_for=sde.rank_for)
+    limit = compiled_limit_point(sde.loss, x0, metric, as_rank(rank, x0.size), **options)
+    check_limit(limit, sde.loss, metric, rank_for=sde.rank_for)
+    # Its numbers are looked at on the host, where that is no program.
+    start = eqx.tree_at(lambda found: found.point, to_numpy(limit), limit.point)
     _check_interpolation(sde, start)
     if int(start.rank) == x0.size:
         raise ValueError(
@@ -98,17 +99,17 @@ def start_on_manifold(
     if sde.crosses_singular_points:
         # Sparse ends are singular points of Γ. There a flow that interpolates goes on along what is left of Γ: the rank
         # is counted anew at every step, and the saved ranks tell.
-        return SlowState(sde, jnp.full_like(floor, -jnp.inf)), start, v0
-    sde = eqx.tree_at(lambda s: s.rank, sde, start.rank, is_leaf=lambda leaf: leaf is None)
-    return SlowState(sde, floor), start, v0
+        return SlowState(sde, on_device(np.full_like(floor, -np.inf))), start, v0
+    sde = eqx.tree_at(lambda s: s.rank, sde, limit.rank, is_leaf=lambda leaf: leaf is None)
+    return SlowState(sde, on_device(floor)), start, v0
 
 
 def _check_interpolation(sde: SlowSDE, start: LimitPoint) -> None:
     # Where the formula for α or the kernel assumes L = 0 on Γ. A general loss with noise that diffuses need not vanish.
     if sde.diffuses and not isinstance(sde.loss, mf.LeastSquaresLoss):
         return
-    value = float(sde.loss.value(start.point))
-    if value > float(jnp.finfo(start.point.dtype).eps) ** 0.5 * (1 + float(start.spectrum[0])):
+    value = float(start.value)
+    if value > float(np.finfo(start.point.dtype).eps) ** 0.5 * (1 + float(start.spectrum[0])):
         raise ValueError(
             f"The minimizers reached from params0 do not interpolate (loss {value:.3g} on Γ), as label noise and the "
             "kernel route require. Use fewer data or a larger model; with other noise, route='dense'."

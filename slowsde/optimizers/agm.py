@@ -12,13 +12,12 @@ from typing import Any, TypedDict
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 import manifolds as mf
 from manifolds.support.coordinates import Coordinates
-from manifolds.support.precision import is_traced
+from manifolds.support.precision import is_traced, on_device
 from manifolds.support.user_functions import check_signature, form_of, shown
 
 from ..support.arguments import flag, function, is_symbolic, number
@@ -135,7 +134,17 @@ class AGM(eqx.Module):
     def metric(self, v: PyTree, chart: Coordinates) -> mf.AbstractMetric:
         """S(v) on the flat coordinates of `chart`."""
         # Expanded first: Adam-mini and Adalayer give one value a row or a leaf.
-        return mf.as_metric(chart.expand(self.S(v)), chart.size)
+        return mf.as_metric(chart.expand(self._of_state(v)), chart.size)
+
+    def _of_state(self, v: PyTree) -> Any:
+        """S(v), as a user gives it."""
+        if is_traced(v) or is_symbolic(v):
+            return self.S(v)
+        form = eqx.filter_eval_shape(self.S, v)
+        if isinstance(form, mf.AbstractMetric) and not isinstance(form, mf.Diagonal):
+            return self.S(v)  # it looks at its numbers itself
+        # One program, not one for each of its operations; `as_metric` looks at the numbers.
+        return _compiled_S(self.S, v)
 
     def state_of_factor(self, factor: Float[Array, "p r"], chart: Coordinates) -> PyTree:
         """V(Σ) = Σ_j V(b_j b_jᵀ) over the columns of B, Σ = B Bᵀ."""
@@ -149,15 +158,25 @@ class AGM(eqx.Module):
 
     def check(self, chart: Coordinates, x: Float[Array, " p"]) -> None:
         """ValueError unless V is quadratic on gradients like x and S gives a metric of the right size."""
-        g = jr.normal(jr.key(0), x.shape, x.dtype)
-        once, twice = self.V(chart.unravel_arrays(g)), self.V(chart.unravel_arrays(2 * g))
+        g = on_device(np.random.default_rng(0).standard_normal(x.shape).astype(x.dtype))
+        once, twice = _compiled_V(self.V, chart, g)
         if jax.tree.structure(once) != jax.tree.structure(twice):
             raise ValueError("optimizer.V returns pytrees of different structure for different gradients.")
         for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True):
             # V(g) = |g| or g would run without an error, and make V(Σ) a sum over columns that means nothing.
-            if not bool(jnp.allclose(4 * a, b, rtol=1e-4)):
+            if not np.allclose(4 * np.asarray(a), np.asarray(b), rtol=1e-4):
                 raise ValueError("optimizer.V must be quadratic in the gradient, V(2g) = 4 V(g) (such as g ** 2).")
         self.metric(once, chart)
+
+
+@eqx.filter_jit
+def _compiled_S(S: Callable[[PyTree], Any], v: PyTree) -> Any:
+    return S(v)
+
+
+@eqx.filter_jit
+def _compiled_V(V: Callable[[PyTree], PyTree], chart: Coordinates, g: Array) -> tuple[PyTree, PyTree]:
+    return V(chart.unravel_arrays(g)), V(chart.unravel_arrays(2 * g))
 
 
 class Masked(eqx.Module):

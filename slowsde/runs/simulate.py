@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from manifolds.maps.limit_map import MAX_STEPS, LimitPoint
-from manifolds.support.precision import to_numpy
+from manifolds.support.precision import on_device, to_numpy
 
+from ..dynamics.checks import paces
 from ..dynamics.diffusion import SINGULAR, solve_sde, step_grid
 from ..dynamics.fast_motion import FALLS, spectral_history, start_motion, start_shares
 from ..dynamics.flow import follow, start_scales
@@ -176,7 +177,7 @@ def key_stats(key: Any) -> dict[str, Any]:
 def _about_start(sde: SlowSDE, x0: Array, start: LimitPoint, v0: PyTree) -> dict[str, Any]:
     rank = int(start.rank)
     about = {"rank": rank, "spectrum": np.asarray(start.spectrum)[:rank], "start_distance": float(start.distance)}
-    near = float(jnp.finfo(x0.dtype).eps) ** 0.4 * (1 + float(jnp.linalg.norm(x0)))
+    near = float(jnp.finfo(x0.dtype).eps) ** 0.4 * (1 + float(np.linalg.norm(np.asarray(x0))))
     # Computed on Γ too, where it says nothing: a start that differs in numbers only is to compile nothing.
     shares, rates = to_numpy(start_shares(sde, x0, start.point, v0))
     if start.distance > near:
@@ -218,7 +219,7 @@ def _is_nothing(v: PyTree, target: PyTree) -> bool:
 
 def _at_the_end(slow: SlowState, solved: Solved) -> dict[str, float]:
     dtype = solved.saved.x.dtype
-    speed, still = to_numpy(stillness(slow, solved.saved, jnp.asarray(solved.times, dtype)))
+    speed, still = to_numpy(stillness(slow, solved.saved, on_device(np.asarray(solved.times, dtype))))
     return {"speed": float(speed[0]), "stillness": float(still[0])}
 
 
@@ -240,7 +241,7 @@ def outcome_of(slow: SlowState, solved: Solved, about: dict[str, Any]) -> Outcom
     settings = {
         "b1": float(sde.optimizer.b1),
         "c": float(sde.optimizer.c),
-        "pace": np.array([float(sde.optimizer.pace(t)) for t in times]),
+        "pace": paces(sde.optimizer, times),
         "num_steps": int(np.max(np.asarray(ending.steps))),
     }
     if kink is not None:

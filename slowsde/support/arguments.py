@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
 
-from manifolds.support.precision import is_traced, within_jit
+from manifolds.support.precision import is_traced, on_device, within_jit
 from manifolds.support.user_functions import shown
 
 from .effort import check_memory
@@ -124,6 +124,8 @@ def is_finite(value: Any) -> bool:
 
 def check_key(key: Any) -> Any:
     """The key, `jax.random.key(0)` for None, `jax.random.key(seed)` for an integer; ValueError for anything else."""
+    if key is None and jax.config.jax_default_prng_impl == "threefry2x32":  # pyright: ignore[reportAttributeAccessIssue]
+        return jr.wrap_key_data(on_device(np.zeros(2, np.uint32)))  # jr.key(0), without the program that makes it
     if key is None or is_integer(key):
         return jr.key(0 if key is None else int(key))
     # By its form, without a call that would be compiled: a typed key, or the numbers of one.
