@@ -7,7 +7,6 @@ understands (None is the Euclidean metric).
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
@@ -19,6 +18,7 @@ from .maps.limit_map import LimitPoint, ManifoldError, as_rank, check_limit, com
 from .maps.return_map import Returned, ranked_return
 from .metrics.abstract import AbstractMetric
 from .metrics.conversion import as_metric
+from .support.compilation import compiled, compiled_once
 from .support.coordinates import Coordinates, check_finite, ravel
 from .support.precision import in_working_precision, is_traced
 from .support.user_functions import check_precision, check_signature, scalar_of, shown
@@ -162,7 +162,7 @@ def second_derivative(loss: Loss, x: PyTree, metric: Any, factor: Float[Array, "
     return chart.unravel_arrays(2 * drift)
 
 
-@eqx.filter_jit
+@compiled
 def _return(loss: AbstractLoss, x: Array, metric: AbstractMetric, rank: Array | None) -> Returned:
     return ranked_return(loss, x, metric, rank).returned
 
@@ -204,7 +204,7 @@ def check_loss_form(loss: AbstractLoss, x: Float[Array, " p"]) -> None:
     check_precision(scalar_of(loss.value, "loss(params)", x), "loss", x.dtype)
 
 
-@eqx.filter_jit
+@compiled_once
 def _finite_derivatives(loss: AbstractLoss, x: Array) -> list[Array]:
     # One direction with no zero in it meets a singularity of any entry; a whole Hessian would cost p times as much.
     slope, curvature = jax.jvp(loss.gradient, (x,), (jnp.ones_like(x),))

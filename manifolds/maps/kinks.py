@@ -7,7 +7,6 @@ elsewhere. Bisection towards the greater change makes what is smooth as small as
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -17,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ..losses.abstract import AbstractLoss
 from ..losses.least_squares import LeastSquaresLoss
+from ..support.compilation import compiled_once
 
 Vector = Float[Array, " p"]
 REACH = 1e-4  # of |x|: how near a kink has to be. Steps along one that slide from side to side stay within 1e-5
@@ -71,7 +71,7 @@ def _names(loss: AbstractLoss) -> list[str]:
     return ["params" + jtu.keystr(path) for path, _ in jtu.tree_flatten_with_path(arrays)[0]]
 
 
-@eqx.filter_jit
+@compiled_once
 def _relative_jumps(loss: AbstractLoss, x: Vector, direction: Vector) -> Float[Array, "directions n leaves"]:
     others = jr.normal(jr.key(0), (OTHERS, *x.shape), x.dtype)
     directions = jnp.concatenate([direction[None], others])

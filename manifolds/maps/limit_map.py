@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..losses.abstract import AbstractLoss
 from ..metrics.abstract import AbstractMetric
 from ..normal.normal_space import rank_tolerance
+from ..support.compilation import compiled
 from ..support.precision import is_traced, to_numpy
 from .gradient_flow import ORDER, Curvature, GradientFlow
 from .kinks import find_kink
@@ -183,7 +184,7 @@ def _at_rest(
     return jax.lax.cond(off, lambda: jnp.asarray(False), settled)
 
 
-compiled_limit_point = eqx.filter_jit(limit_point)  # one cache for all who ask
+compiled_limit_point = compiled(limit_point)  # one cache for all who ask
 
 
 def check_limit(

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from manifolds.support.compilation import compiled
 from manifolds.support.coordinates import Coordinates, ravel
 
 from ..problems.abstract import AbstractProblem
@@ -196,7 +197,7 @@ def mean_lag(b: Any, n: Any) -> Array:
     return b / (1 - b) - k * b**k / (1 - b**k)
 
 
-@eqx.filter_jit
+@compiled
 def follow(
     model: BackwardFlow, x0: Vector, visits: Int[Array, " n"], steps: Int[Array, " T"]
 ) -> tuple[Float[Array, "1 T p"], Float[Array, "1 T p"], Bool[Array, " T"], Array]:

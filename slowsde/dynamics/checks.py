@@ -12,6 +12,7 @@ import manifolds as mf
 from manifolds.geometry import check_loss
 from manifolds.maps.return_map import gauss_newton_return
 from manifolds.normal.normal_space import AbstractNormalSpace
+from manifolds.support.compilation import compiled_once
 from manifolds.support.coordinates import Coordinates, check_finite, ravel
 from manifolds.support.precision import is_traced
 from manifolds.support.user_functions import check_signature
@@ -130,7 +131,7 @@ def paces(optimizer: AGM, ts: np.ndarray) -> np.ndarray:
     return np.ones(ts.shape) if optimizer.schedule is None else np.asarray(_paces(optimizer, ts))
 
 
-@eqx.filter_jit
+@compiled_once
 def _paces(optimizer: AGM, ts: Any) -> Array:
     return jax.vmap(lambda t: jnp.asarray(optimizer.pace(t), float))(jnp.asarray(ts))
 
@@ -183,7 +184,7 @@ class Standing(NamedTuple):
     slope: Float[Array, ""]  # left after a step along the null space of H and a return, over what is rounding
 
 
-@eqx.filter_jit
+@compiled_once
 def standing(sde: SlowSDE, x: Vector, v: PyTree) -> Standing:
     """See `Standing`: on a manifold of minimizers a short step along it leads to others."""
     loss, metric = sde.loss, sde.metric(v)

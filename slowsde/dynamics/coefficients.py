@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 import manifolds as mf
+from manifolds.support.compilation import compiled
 from manifolds.support.precision import in_working_precision, is_traced
 from manifolds.support.user_functions import shown
 
@@ -97,7 +98,7 @@ def coefficients(
     return eqx.tree_at(lambda c: c.diffusion, found, zeros, is_leaf=lambda leaf: leaf is None)
 
 
-@eqx.filter_jit
+@compiled
 def _coefficients(sde: SlowSDE, x: Vector, v: PyTree, t: Array) -> tuple[Coefficients, OffManifold]:
     """The coefficients, without a diffusion where it vanishes: (p, r) zeros need not be made; and where x is."""
     normal = sde.frame(x, v, resolved=True)

@@ -23,6 +23,7 @@ from jaxtyping import Array, PyTree
 from manifolds.metrics.abstract import AbstractMetric
 from manifolds.metrics.diagonal import Identity
 from manifolds.support.blocks import batches_well
+from manifolds.support.compilation import compiled
 
 from ..support.progress import part_of
 from .slow_sde import SlowSDE
@@ -112,7 +113,7 @@ def points_in_block(sde: SlowSDE, x: Array) -> int:
     return min(8, block_size(sde, x, eigenpairs=True))
 
 
-@eqx.filter_jit
+@compiled
 def _sizes(sde: SlowSDE, x: Array) -> tuple[Array, Array, AbstractMetric | None]:
     if sde.problem.noise is None:  # points of a run without noise
         return x, sde.loss.normal_space(x, Identity()).values, None
@@ -167,7 +168,7 @@ def _on_devices(
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves])[at], *results)
 
 
-@eqx.filter_jit
+@compiled
 def _round(
     function: Callable[[Any, Any, Any], PyTree],
     shared: PyTree,

@@ -5,7 +5,6 @@ Runs keep what a verdict needs of it, and `studies.validity` turns it into ratio
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 import manifolds as mf
 from manifolds.normal.normal_space import AbstractNormalSpace
 from manifolds.support.arrays import nonzero
+from manifolds.support.compilation import compiled_once
 
 from ..problems.abstract import AbstractLabelledProblem
 from ..problems.label_noise import LabelNoise
@@ -45,7 +45,7 @@ def _history_at(sde: SlowSDE, point: tuple[Vector, PyTree, Array, Array], shown:
     return {"mean_relaxation": mean, "sampling_eigenvalue": sampling_eigenvalue(sde, x, metric, largest)}
 
 
-@eqx.filter_jit
+@compiled_once
 def start_shares(sde: SlowSDE, x0: Vector, x: Vector, v: PyTree) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     """How far off Γ a start x0 with the limit x is along each q_i, as shares of |x0 − x|²_{S⁻¹} that sum to 1, and λ_i.
 
@@ -66,7 +66,7 @@ def start_motion(sde: SlowSDE, x: Vector, v: PyTree, contrast: float) -> Float[n
     return np.stack([times, np.asarray(_powers(sde, x, v, jnp.asarray(times, x.dtype)))])
 
 
-@eqx.filter_jit
+@compiled_once
 def _powers(sde: SlowSDE, x: Vector, v: PyTree, times: Float[Array, " N"]) -> Float[Array, " N"]:
     target = sde.equilibrium(x)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from manifolds.support.compilation import compiled, compiled_once
 from manifolds.support.precision import on_device, to_numpy
 
 from .solve import Ending, Method, Saved, Solved, kink_of, saved_at
@@ -130,7 +131,7 @@ def start_scales(slow: SlowState, state: State) -> Scales:
     return Scales(float(contrast), falling, float(crossing), bool(couples))
 
 
-@eqx.filter_jit
+@compiled_once
 def _scales(slow: SlowState, state: State) -> tuple[Array, Array, Array]:
     sde, (x, _) = slow.sde, state
     v, target = slow.v(state), sde.equilibrium(x)
@@ -147,7 +148,7 @@ def first_step(scales: Scales, length: float) -> float:
     return min(length, 0.01 * min(scales.crossing, scales.falling))
 
 
-@eqx.filter_jit
+@compiled
 def _flow(
     slow: SlowState,
     state0: State,

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from manifolds.support.compilation import compiled, compiled_once
 from manifolds.support.precision import on_device
 
 from .flow import Chosen, Scales, above_rounding, chosen_solver, first_step, follow, patiently, start_scales
@@ -113,7 +114,7 @@ def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, cho
     return patiently(slow, solve, lambda rest: rest.ending)
 
 
-@eqx.filter_jit
+@compiled
 def _to_rest(
     slow: SlowState,
     state0: State,
@@ -208,7 +209,7 @@ def _stillness(slow: SlowState, t: Any, state: State, start: State) -> Array:
     return slow.sde.stillness(state[0], slow.v(state), t, start[0])[1]
 
 
-@eqx.filter_jit
+@compiled_once
 def stillness(slow: SlowState, saved: Saved, times: Float[Array, " T"]) -> tuple[Array, Array]:
     """(paths,) each: speed and stillness of a flow at its last saved time, see `SlowSDE.stillness`."""
 

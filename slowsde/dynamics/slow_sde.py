@@ -20,6 +20,7 @@ from manifolds import second_order
 from manifolds.metrics.damped import Damped
 from manifolds.metrics.diagonal import scale_rows
 from manifolds.normal.constraints import LOOSE
+from manifolds.support.compilation import compiled_once
 from manifolds.support.coordinates import Coordinates, ravel
 from manifolds.support.user_functions import form_of, shown
 
@@ -297,7 +298,7 @@ def _norm(tree: PyTree) -> Array:
 
 
 # Compiled, as is all that evaluates the loss outside of runs: eagerly it costs seconds on large models.
-@eqx.filter_jit
+@compiled_once
 def noise_at(sde: SlowSDE, x: Vector) -> tuple[Array, PyTree]:
     """|B(x)|, Frobenius, not finite where B is not; and V(Σ(x)), the state v0 that a run starts with by default."""
     return jnp.sqrt(sde.power(x, lambda b: b)), sde.equilibrium(x)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from manifolds.maps.kinks import Kink, find_kink
+from manifolds.support.compilation import compiled, compiled_once
 
 from .ensemble import map_paths, points_in_block
 from .result import Result
@@ -29,7 +30,7 @@ class Saved(eqx.Module):
     largest: Float[Array, "paths T"]
 
 
-@eqx.filter_jit
+@compiled
 def saved_at(slow: SlowState, state: State) -> Saved:
     """What is kept of a state, leaves without leading axes."""
     x, v = state[0], slow.v(state)
@@ -139,7 +140,7 @@ def kink_of(slow: SlowState, ending: Ending) -> Kink | None:
     return find_kink(slow.sde.loss, ending.state[0], _drift(slow, ending.state, ending.time))
 
 
-@eqx.filter_jit
+@compiled_once
 def _drift(slow: SlowState, state: State, t: Array) -> Array:
     normal = slow.sde.normal_space(state[0], slow.v(state))
     return slow.sde.tangential_drift(state[0], normal, t)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 import manifolds as mf
+from manifolds.support.compilation import compiled_once
 from manifolds.support.coordinates import Coordinates
 from manifolds.support.precision import is_traced, on_device
 from manifolds.support.user_functions import check_signature, form_of, shown
@@ -169,12 +170,12 @@ class AGM(eqx.Module):
         self.metric(once, chart)
 
 
-@eqx.filter_jit
+@compiled_once
 def _compiled_S(S: Callable[[PyTree], Any], v: PyTree) -> Any:
     return S(v)
 
 
-@eqx.filter_jit
+@compiled_once
 def _compiled_V(V: Callable[[PyTree], PyTree], chart: Coordinates, g: Array) -> tuple[PyTree, PyTree]:
     return V(chart.unravel_arrays(g)), V(chart.unravel_arrays(2 * g))
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from manifolds.support.arrays import nonzero
+from manifolds.support.compilation import compiled
 from manifolds.support.coordinates import Coordinates, ravel
 from manifolds.support.precision import in_working_precision
 from manifolds.support.user_functions import shown
@@ -124,7 +125,7 @@ class SampledNoise(AbstractNoise):
         return ravel(gradient)
 
 
-@eqx.filter_jit
+@compiled
 def _sampling_error(
     noise: SampledNoise, problem: AbstractProblem, chart: Coordinates, x: Vector
 ) -> dict[str, Float[Array, ""]]:
