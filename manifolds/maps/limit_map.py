@@ -100,7 +100,10 @@ def limit_point(
     def on(at: _Way) -> _Way:
         # The test before the step, so that a start on Γ stays where it is.
         rests = _at_rest(loss, metric, rank, x, at.y)
-        return jax.lax.cond(rests, lambda: at._replace(rests=rests), lambda: _step(flow, at, rtol, max_steps, meter))
+        # Under vmap both sides are computed. From a y that has to wait for the test: XLA may compute what is independent
+        # side by side, and two batched factorizations then wait for each other for ever (seen on CPUs).
+        later = at._replace(y=jnp.where(rests, x, at.y))
+        return jax.lax.cond(rests, lambda: at._replace(rests=rests), lambda: _step(flow, later, rtol, max_steps, meter))
 
     end = jax.lax.while_loop(unfinished, on, _start(flow, x, meter))
     meter.close(end.seen)
@@ -178,7 +181,8 @@ def _at_rest(
         # Newton's step is short at a saddle too, where the flow only lingers; wait there until nothing moves at all.
         rounding = jnp.finfo(y.dtype).eps * (1 + jnp.linalg.norm(x))
         stuck = jnp.linalg.norm(metric(slope)) <= jnp.abs(normal.largest) * rounding
-        return (arrived & (loss.negative_curvature(y) > -1e-3 * normal.largest)) | stuck
+        bent = loss.negative_curvature(jnp.where(arrived, y, x))  # after the eigenpairs, not beside them
+        return (arrived & (bent > -1e-3 * normal.largest)) | stuck
 
     off = loss.off_manifold(y, metric, near * (1 + jnp.linalg.norm(y)))
     return jax.lax.cond(off, lambda: jnp.asarray(False), settled)
