@@ -100,8 +100,8 @@ def limit_point(
     def on(at: _Way) -> _Way:
         # The test before the step, so that a start on Γ stays where it is.
         rests = _at_rest(loss, metric, rank, x, at.y)
-        # Under vmap both sides are computed. From a y that has to wait for the test: XLA may compute what is independent
-        # side by side, and two batched factorizations then wait for each other for ever (seen on CPUs).
+        # Under vmap both sides are computed. From a y that has to wait for the test: XLA may compute side by side what
+        # is independent, and two batched factorizations then wait for each other for ever (seen on CPUs).
         later = at._replace(y=jnp.where(rests, x, at.y))
         return jax.lax.cond(rests, lambda: at._replace(rests=rests), lambda: _step(flow, later, rtol, max_steps, meter))
 

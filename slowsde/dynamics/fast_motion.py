@@ -26,23 +26,17 @@ DRAWS = 16  # fluctuations drawn at each point
 FALLS = 2.0  # |S(v0)B| over |S(V(Σ))B| from which on the fall of S at the start is worth a look
 
 
-def spectral_history(sde: SlowSDE, xs: Array, vs: PyTree, ranks: Array, largest: Array) -> dict[str, np.ndarray]:
-    """What `simulate` keeps for `studies.validity`: mean_relaxation and sampling_eigenvalue, (paths, T).
+def spectral_history(sde: SlowSDE, x: Vector, v: PyTree, normal: AbstractNormalSpace) -> dict[str, Array]:
+    """What `simulate` keeps of a saved point for `studies.validity`: mean_relaxation and sampling_eigenvalue.
 
-    `ranks` and `largest` are the rank and the largest eigenvalue of H' at the points, (paths, T).
+    `normal` are the eigenpairs of H' there.
     """
-    return map_points(_history_at, sde, (xs, vs, ranks, largest), points_in_block(sde, xs[0, 0]))
-
-
-def _history_at(sde: SlowSDE, point: tuple[Vector, PyTree, Array, Array], shown: Any) -> dict[str, Array]:
-    x, v, rank, largest = point
-    metric = sde.metric(v)
     if sde.has_sharpness:  # Σ' = αH', of which each q_i has the share λ_i/tr H'
-        # Σ_i (λ_i/tr H')/λ_i = m/tr H', and |S^½B|² = α tr H': no eigenpairs besides those of the saved spectrum.
-        mean = sde.hessian_scale * rank / nonzero(sde.power(x, metric.sqrt))
+        # Σ_i (λ_i/tr H')/λ_i = m/tr H', and |S^½B|² = α tr H'.
+        mean = sde.hessian_scale * normal.rank / nonzero(sde.power(x, normal.metric.sqrt))
     else:
-        mean = mean_relaxation(sde, x, sde.normal_space(x, v))
-    return {"mean_relaxation": mean, "sampling_eigenvalue": sampling_eigenvalue(sde, x, metric, largest)}
+        mean = mean_relaxation(sde, x, normal)
+    return {"mean_relaxation": mean, "sampling_eigenvalue": sampling_eigenvalue(sde, x, normal.metric, normal.largest)}
 
 
 @compiled_once

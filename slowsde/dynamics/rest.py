@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from manifolds.support.compilation import compiled, compiled_once
-from manifolds.support.precision import on_device
+from manifolds.support.precision import on_device, to_numpy
 
 from .flow import Chosen, Scales, above_rounding, chosen_solver, first_step, follow, patiently, start_scales
 from .result import Result
@@ -59,6 +59,8 @@ def follow_to_rest(
         # Over the same stretch, but with ends of steps on the saved times.
         found = follow(slow, state0, times, (t0, t1), method._replace(max_steps=2 * method.max_steps + count), shown)
         found = found._replace(saved=_with_last(slow, found.saved, rest.ending.state))
+        if bool(rest.ending.chattered):  # at a kink, which the second flow may not have met before its end
+            found = found._replace(ending=_leading(rest.ending))
     moving = Result.ESCAPES if bool(rest.escapes) else Result.NOT_STATIONARY
     verdict = Result.SUCCESS if bool(rest.still) else moving
     about = found.stats | (_direction(slow, state0, rest.ending.state) if verdict == Result.ESCAPES else {})
@@ -80,16 +82,24 @@ def graded_times(t0: float, t1: float, count: int) -> np.ndarray:
 
 def _with_last(slow: SlowState, saved: Saved, state: State) -> Saved:
     """`saved` with the state found at rest as its last: the steps between saved times end near it only."""
-    last = jax.tree.map(lambda leaf: leaf[None], saved_at(slow, state))
-    return jax.tree.map(lambda rows, end: rows.at[:, -1].set(end), saved, last)
+
+    def replaced(rows: np.ndarray, end: np.ndarray) -> np.ndarray:
+        return np.concatenate([rows[:, :-1], np.asarray(end)[None, None]], axis=1)
+
+    return jax.tree.map(replaced, saved, saved_at(slow, state))
 
 
 def _start_and_end(slow: SlowState, state0: State, ending: Ending, times: np.ndarray, chosen: Chosen) -> Solved:
     ends = saved_at(slow, state0), saved_at(slow, ending.state)
-    saved = jax.tree.map(lambda *leaves: jnp.stack(leaves)[None], *ends)
+    saved = jax.tree.map(lambda *leaves: np.stack(leaves)[None], *to_numpy(ends))
     # Too long is for the verdict to say: the last steps may have come to rest all the same.
     ending = eqx.tree_at(lambda e: e.failed, ending, ending.failed & ~ending.too_long)
-    return Solved(times, saved, jax.tree.map(lambda leaf: leaf[None], ending), chosen.stats())
+    return Solved(times, saved, _leading(ending), chosen.stats())
+
+
+def _leading(ending: Ending) -> Ending:
+    """An ending of one path, with the axis of paths."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], ending)
 
 
 def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, chosen: Chosen, scales: Scales) -> Rest:

@@ -13,6 +13,7 @@ from manifolds.maps.kinks import Kink, find_kink
 from manifolds.support.compilation import compiled, compiled_once
 
 from .ensemble import map_paths, points_in_block
+from .fast_motion import spectral_history
 from .result import Result
 from .solvers.state import SlowState, State
 
@@ -28,6 +29,7 @@ class Saved(eqx.Module):
     rank: Float[Array, "paths T"]
     smallest: Float[Array, "paths T"]  # the extreme nonzero eigenvalues of H'
     largest: Float[Array, "paths T"]
+    history: dict[str, Float[Array, "paths T"]]  # for `studies.validity`, see `fast_motion.spectral_history`
 
 
 @compiled
@@ -35,7 +37,9 @@ def saved_at(slow: SlowState, state: State) -> Saved:
     """What is kept of a state, leaves without leading axes."""
     x, v = state[0], slow.v(state)
     normal = slow.sde.normal_space(x, v)
-    return Saved(x, v, slow.sde.loss.residual(x), normal.rank.astype(x.dtype), normal.smallest, normal.largest)
+    history = spectral_history(slow.sde, x, v, normal)
+    residual, rank = slow.sde.loss.residual(x), normal.rank.astype(x.dtype)
+    return Saved(x, v, residual, rank, normal.smallest, normal.largest, history)
 
 
 class Method(NamedTuple):

@@ -15,7 +15,7 @@ from manifolds.support.precision import on_device, to_numpy
 
 from ..dynamics.checks import paces
 from ..dynamics.diffusion import SINGULAR, solve_sde, step_grid
-from ..dynamics.fast_motion import FALLS, spectral_history, start_motion, start_shares
+from ..dynamics.fast_motion import FALLS, start_motion, start_shares
 from ..dynamics.flow import follow, start_scales
 from ..dynamics.rest import follow_to_rest, stillness
 from ..dynamics.result import Result
@@ -226,8 +226,6 @@ def _at_the_end(slow: SlowState, solved: Solved) -> dict[str, float]:
 def outcome_of(slow: SlowState, solved: Solved, about: dict[str, Any]) -> Outcome:
     """A solve as the outcome of a run, with spectra along it; `about` are statistics of its start."""
     sde, (times, saved, ending, stats, verdict) = slow.sde, solved
-    # Kept so that `compare` can say where to trust the run without the problem, also for one from a file.
-    history = spectral_history(sde, saved.x, saved.v, saved.rank, saved.largest)
     codes, kink = explained(slow, ending)
     codes = np.where(codes == Result.SUCCESS, verdict, codes)
     good = np.isfinite(np.asarray(saved.residual))
@@ -236,7 +234,8 @@ def outcome_of(slow: SlowState, solved: Solved, about: dict[str, Any]) -> Outcom
         "ranks": saved.rank,
         "smallest_eigenvalue": saved.smallest,
         "largest_eigenvalue": saved.largest,
-        **history,
+        # Kept so that `compare` can say where to trust the run without the problem, also for one from a file.
+        **saved.history,
     }
     settings = {
         "b1": float(sde.optimizer.b1),
