@@ -22,8 +22,7 @@ from .manifold import Manifold
 
 @dataclass(frozen=True)
 class Coefficients:
-    """On Γ: Π (p, p), the covector ½T[C] (p, 1), the two parts of the drift (p, 1), the diffusion (p, r), (p, 0) under label
-    noise."""
+    """On Γ: Π (p, p), the covector ½T[C] (p, 1), the two parts of the drift (p, 1), the diffusion (p, r) or (p, 0)."""
 
     projector: Any
     force: Any

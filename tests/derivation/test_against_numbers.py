@@ -102,7 +102,6 @@ def test_lambdify_gives_the_same_numbers_flat() -> None:
 
 
 def test_label_noise_has_no_column_of_diffusion() -> None:
-    x, y = sympy.symbols("x y", positive=True)
     found = ss.derive([x * y - 1], [x, y], ss.sgd(), ss.LabelNoise(1.0))
     assert found.diffusion.shape == (2, 0)
     assert found.evaluate(np.ones(2), ()).diffusion.shape == (2, 0)
