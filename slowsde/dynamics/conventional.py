@@ -24,6 +24,7 @@ from .ensemble import block_size, map_paths
 from .slow_sde import SlowSDE
 from .solvers.brownian import StepBrownianPath, step_keys
 from .solvers.euler import AbstractEulerMaruyama
+from .solvers.unchecked import unchecked_times
 
 State = tuple[Float[Array, " p"], PyTree]  # (θ, v)
 
@@ -102,6 +103,7 @@ def conventional_paths(
     return map_paths(_path, shared, np.arange(paths), block_size(model.sde, x0, eigenpairs=False), shown=shown)
 
 
+@unchecked_times()
 def _path(shared: Any, index: Array, shown: dfx.AbstractProgressMeter[Any]) -> State:
     """Position and optimizer state of one path at the saved times, which are knots of the grid."""
     model, state0, keys, times, grid, corrected = shared

@@ -1,11 +1,14 @@
 """Diffrax without its checks of times, which keep a program off the disk."""
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
-import diffrax._integrate as integrate
 import equinox.internal as eqxi
+
+# Where Diffrax checks saved times, and the knots of `StepTo`. A later one without these modules keeps its checks.
+MODULES = ("diffrax._integrate", "diffrax._step_size_controller.constant")
 
 
 class _Unchecked:
@@ -20,17 +23,24 @@ class _Unchecked:
 
 @contextlib.contextmanager
 def unchecked_times() -> Iterator[None]:
-    """Within, `diffrax.diffeqsolve` is traced without its checks that saved times are in order and within the run.
+    """Within, or in a function decorated so, `diffrax.diffeqsolve` is traced without its checks that times are in order
+    and within the run.
 
     They call Python, and JAX keeps no program on disk that does: the README's flow was compiled again in every process.
     Times are checked before, on the host. Checks of a user's model stay.
     """
-    # By the name that this one module of Diffrax reads; a later Diffrax without it keeps its checks.
-    known = hasattr(integrate, "eqxi")
-    if known:
-        integrate.eqxi = _Unchecked()  # pyright: ignore[reportAttributeAccessIssue]
+    found = [module for module in map(_imported, MODULES) if getattr(module, "eqxi", None) is not None]
+    for module in found:
+        module.eqxi = _Unchecked()
     try:
         yield
     finally:
-        if known:
-            integrate.eqxi = eqxi
+        for module in found:
+            module.eqxi = eqxi
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
