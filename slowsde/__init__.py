@@ -36,6 +36,7 @@ from .studies.convergence import ConvergenceStudy, convergence_study
 from .studies.extrapolation import WeakEstimate, weak_estimate
 from .studies.validity import Validity, validity
 from .support.clocks import ode_time, slow_time, steps_in
+from .support.compilation import cache_compilations
 
 if TYPE_CHECKING:
     from .derivation.derivation import Derivation, derive
@@ -68,6 +69,7 @@ __all__ = [
     "adam_mini",
     "adame",
     "backward_error",
+    "cache_compilations",
     "coefficients",
     "compare",
     "conventional_sde",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..metrics.abstract import AbstractMetric
-from ..normal.constraints import KernelDiagonal, NearbyKernel, Preconditioner
+from ..normal.constraints import LOOSE, KernelDiagonal, NearbyKernel, Preconditioner
 from ..normal.normal_space import COUNTED, AbstractNormalSpace
 from ..support.coordinates import Coordinates
 
@@ -75,8 +75,9 @@ class AbstractLoss(eqx.Module):
         return jnp.sum(normal.values * normal.mask)
 
     @abc.abstractmethod
-    def newton_step(self, x: Vector, normal: AbstractNormalSpace) -> Vector:
-        """S^½ (H')⁺ S^½ ∇L(x), or S Jᵀ (J S Jᵀ)⁺ r(x): subtract it to return to Γ along S·(normal space)."""
+    def newton_step(self, x: Vector, normal: AbstractNormalSpace, accuracy: float = LOOSE) -> Vector:
+        """S^½ (H')⁺ S^½ ∇L(x), or S Jᵀ (J S Jᵀ)⁺ r(x): subtract it to return to Γ along S·(normal space). `accuracy` is
+        relative, for solves by iteration."""
 
     def newton(
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: NearbyKernel | None = None

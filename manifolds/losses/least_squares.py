@@ -260,9 +260,14 @@ class LeastSquaresLoss(AbstractLoss):
         small = self.stored and self.coordinates.size * self.targets.size**2 <= RESOLVED
         return eqx.tree_at(lambda loss: loss.resolved, self, True, is_leaf=lambda leaf: leaf is None) if small else self
 
-    def newton_step(self, x: Vector, normal: AbstractNormalSpace | Constraints | ResolvedConstraints) -> Vector:
+    def newton_step(
+        self, x: Vector, normal: AbstractNormalSpace | Constraints | ResolvedConstraints, accuracy: float = LOOSE
+    ) -> Vector:
         assert isinstance(normal, KernelNormalSpace | Constraints | ResolvedConstraints)
-        return normal.solve_residual(self.residuals(x))
+        residuals = self.residuals(x)
+        if isinstance(normal, KernelNormalSpace):
+            return normal.solve_residual(residuals)
+        return normal.solve_residual(residuals, accuracy)
 
     def newton(
         self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None, near: NearbyKernel | None = None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..metrics.abstract import AbstractMetric
-from ..normal.constraints import Preconditioner
+from ..normal.constraints import LOOSE, Preconditioner
 from ..normal.normal_space import AbstractNormalSpace, DenseNormalSpace
 from ..support.arrays import signs
 from ..support.blocks import map_in_blocks
@@ -59,7 +59,7 @@ class ScalarLoss(AbstractLoss):
     def normal_space(self, x: Vector, metric: AbstractMetric, rank: Int[Array, ""] | None = None) -> DenseNormalSpace:
         return DenseNormalSpace(self.hessian(x), metric, rank)
 
-    def newton_step(self, x: Vector, normal: AbstractNormalSpace) -> Vector:
+    def newton_step(self, x: Vector, normal: AbstractNormalSpace, accuracy: float = LOOSE) -> Vector:
         return normal.solve(self.gradient(x))
 
     def damped_solver(

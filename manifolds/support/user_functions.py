@@ -1,6 +1,7 @@
 """Functions that users hand over, looked at before they are used: by tracing alone, which compiles nothing."""
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,29 @@ def shown(value: Any) -> str:
     """`value` as an error names it: short, and without the insides of what is traced."""
     text = "a traced value" if is_traced(value) else " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:60]} ... ({type(value).__name__})"
+
+
+KNOWN = 64  # forms that are kept, with the functions that they are of
+_known: OrderedDict[Any, Any] = OrderedDict()
+
+
+def known_form(key: tuple[Any, ...], function: Callable[..., Any], call: str, *like: Any, **options: Any) -> Any:
+    """`form_of`, kept for later calls by a `key` that determines `function`: to trace a small model takes 1 ms, and a
+    call of the library asks four times. Not kept where the key, a user's function in it, cannot be hashed."""
+    leaves, treedef = jtu.tree_flatten(like)
+    forms = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    # Precision and promotion, too, change what a trace finds.
+    settings = jnp.result_type(float), jax.config.jax_numpy_dtype_promotion  # pyright: ignore[reportAttributeAccessIssue]
+    key = (*key, call, treedef, forms, settings)
+    try:
+        hash(key)
+    except TypeError:
+        return form_of(function, call, *like, **options)
+    if key not in _known:
+        _known[key] = form_of(function, call, *like, **options)
+        if len(_known) > KNOWN:
+            _known.popitem(last=False)
+    return _known[key]
 
 
 def form_of(function: Callable[..., Any], call: str, *like: Any, optional: bool = False) -> Any:

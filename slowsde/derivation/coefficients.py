@@ -22,7 +22,7 @@ from .manifold import Manifold
 
 @dataclass(frozen=True)
 class Coefficients:
-    """On Γ: Π (p, p), the covector ½T[C] (p, 1), the two parts of the drift (p, 1), the diffusion (p, r)."""
+    """On Γ: Π (p, p), the covector ½T[C] (p, 1), the two parts of the drift (p, 1), the diffusion (p, r) or (p, 0)."""
 
     projector: Any
     force: Any
@@ -43,7 +43,7 @@ def coefficients_of(formula: Formula, manifold: Manifold, S: Any) -> tuple[Coeff
     K = names.matrix("K", K, symmetric=True)
     inverse = inverted(K, names)
     projector = sympy.eye(len(formula.symbols)) - E * inverse * N
-    along = projector * (S * B) if formula.diffuses else sympy.zeros(*B.shape)
+    along = projector * (S * B) if formula.diffuses else sympy.zeros(B.rows, 0)
     if formula.scale is not None:
         force = formula.scale / 2 * contracted(formula, manifold, S)
     else:
@@ -62,7 +62,7 @@ def coefficients_of(formula: Formula, manifold: Manifold, S: Any) -> tuple[Coeff
 
 def spread_of(hessian: Any, along: Any) -> Any:
     """⟨∇²f, Π S Σ S Πᵀ⟩, column by column."""
-    return sum((along.T * hessian * along).diagonal())
+    return (along.T * hessian * along).trace()
 
 
 def contracted(formula: Formula, manifold: Manifold, C: Any) -> Any:

@@ -174,7 +174,7 @@ class Derivation(Printed):
 
     @property
     def diffusion(self) -> Any:
-        """Π S B (p, r)."""
+        """Π S B (p, r); (p, 0) where nothing diffuses (label noise)."""
         return self._outer(self.within.coefficients.diffusion)
 
     @property

@@ -40,7 +40,7 @@ def check_numbers(exprs: Any, allowed: Any, names: Any) -> None:
 
 
 def compiled(within: Within) -> Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(x, v, t) ↦ drift (p,), diffusion (p, r), v_drift (k,), all flat. What has a name is computed once, in order."""
+    """(x, v, t) ↦ drift (p,), diffusion (p, r) or (p, 0), v_drift (k,), all flat. What has a name is computed once."""
     found, formula = within.coefficients, within.formula
     arguments = [*formula.symbols, *within.state, within.time]
     named = [symbol for symbol, _ in within.named]

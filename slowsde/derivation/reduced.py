@@ -134,7 +134,7 @@ def _observed(within: Within, given: Mapping[Any, Any]) -> Reduced:
     bends = []
     for e in f:
         hessian = _put(sympy.hessian(e, symbols), dict(within.manifold.solution))
-        bends.append(sum((along.T * hessian * along).diagonal()) / 2)
+        bends.append((along.T * hessian * along).trace() / 2)
     w = tuple(given)
     drift, diffusion = slope * within.drift + sympy.Matrix(bends), slope * along
     return _made(within, w, drift, diffusion, lambda e: in_terms_of(within, e, given))

@@ -1,6 +1,6 @@
 """Drift and diffusion of the slow SDE at one point of Γ."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,7 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 import manifolds as mf
+from manifolds.geometry import check_loss_form
+from manifolds.normal.normal_space import AbstractNormalSpace
 from manifolds.support.compilation import compiled
+from manifolds.support.coordinates import Coordinates, check_finite, ravel
 from manifolds.support.precision import in_working_precision, is_traced
 from manifolds.support.user_functions import shown
 
@@ -19,16 +22,18 @@ from ..problems.route import Route
 from ..support.arguments import is_number
 from .checks import (
     OffManifold,
+    check_numbers,
     check_on_manifold,
     check_standing,
     check_state,
+    fitted,
     off_manifold,
-    on_flat_coordinates,
     standing,
 )
-from .slow_sde import SlowSDE, equilibrium
+from .slow_sde import SlowSDE, slow_sde
 
 Vector = Float[Array, " p"]
+ROUGH = 1e-2  # the relative accuracy of a step of which only the size matters
 
 
 class Coefficients(eqx.Module):
@@ -36,7 +41,7 @@ class Coefficients(eqx.Module):
 
     Attributes:
         drift: params-like, the full Itô drift of ζ per unit of slow time.
-        diffusion: (p, r), Π S B, rows in the order of `ravel_pytree(params)`.
+        diffusion: (p, r), Π S B, rows in the order of `ravel_pytree(params)`; (p, 0) where nothing diffuses.
         v_drift: v-like, c (V(Σ) − v).
     """
 
@@ -78,33 +83,69 @@ def coefficients(
     """
     if not (t is None or is_traced(t) or (is_number(t) and not np.isnan(t))):
         raise ValueError(f"t={shown(t)} must be one slow time, or None for long after the start.")
-    sde, x = on_flat_coordinates(problem, optimizer, params, route)
-    v = equilibrium(sde, x) if v is None else v
-    check_state(sde, v, "v")
+    chart, x = Coordinates.of(params), ravel(params)
+    check_finite(params)
+    sde = slow_sde(problem, optimizer, chart, route)
+    if v is not None:
+        check_state(sde, v, "v")
     if t is None and optimizer.schedule is not None:
         raise ValueError("t=None, but the optimizer has a schedule: pass the slow time t at which to evaluate it.")
-    # One compiled evaluation that also tells whether params lies on Γ: with a check of its own a call took 185 ms,
-    # where the evaluation takes 51 (p = 20 000, n = 500). At t = ∞ the bias correction is forgotten.
-    found, off = _coefficients(sde, x, v, jnp.asarray(jnp.inf if t is None else t, x.dtype))
+    # At t = ∞ the bias correction is forgotten.
+    found = _coefficients(sde, x, v, jnp.asarray(jnp.inf if t is None else t, x.dtype))
     if not is_traced(found):
-        check_on_manifold(off)
-        if isinstance(sde.loss, mf.ScalarLoss):  # residuals that vanish leave no slope of these kinds
-            check_standing(standing(sde, x, v), x.size)
-    if sde.diffuses:
-        return found
-    shape = jax.eval_shape(sde.factor, x).shape
-    # A view of one zero: at p = 10⁶ and n = 500 an array of them took 4 GB.
-    zeros = jnp.zeros(shape, x.dtype) if is_traced(found) else np.broadcast_to(np.zeros((), x.dtype), shape)
-    return eqx.tree_at(lambda c: c.diffusion, found, zeros, is_leaf=lambda leaf: leaf is None)
+        _check(sde, x, v is None, found)
+    return found.coefficients
+
+
+class Evaluated(NamedTuple):
+    """What one evaluation tells: the coefficients at (x, v), and what is to be known before they are trusted."""
+
+    coefficients: Coefficients
+    v: PyTree
+    off: OffManifold
+    finite: Array
 
 
 @compiled
-def _coefficients(sde: SlowSDE, x: Vector, v: PyTree, t: Array) -> tuple[Coefficients, OffManifold]:
-    """The coefficients, without a diffusion where it vanishes: (p, r) zeros need not be made; and where x is."""
+def _coefficients(sde: SlowSDE, x: Vector, v: PyTree, t: Array) -> Evaluated:
+    # One program for all. Checks of forms belong to its tracing, which later calls with other numbers are spared; those
+    # of numbers look at what it returns. Apart they took as long as the evaluation (p = 20 000, n = 500).
+    fitted(sde.problem, sde.optimizer, sde.chart.unravel(x))
+    check_loss_form(sde.loss, x)
+    v = sde.equilibrium(x) if v is None else v
     normal = sde.frame(x, v, resolved=True)
-    found: Any = Coefficients(
+    found = Coefficients(
         drift=sde.chart.unravel_arrays(sde.drift(x, normal, t)),
-        diffusion=sde.diffusion(x, normal, t) if sde.diffuses else None,  # pyright: ignore[reportArgumentType]
+        diffusion=sde.diffusion(x, normal, t),
         v_drift=sde.v_drift(x, v, t),
     )
-    return found, off_manifold(sde, x, normal)
+    # Residuals that are not finite show in the drift.
+    value = sde.loss.value(x) if isinstance(sde.loss, mf.ScalarLoss) else ()
+    seen = jax.tree.leaves((value, found.drift, found.diffusion))
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in seen]))
+    return Evaluated(found, v, _roughly_off(sde, x, normal), finite)
+
+
+def _roughly_off(sde: SlowSDE, x: Vector, normal: Any) -> OffManifold:
+    """As `off_manifold`, for less: what is replaced here is not computed."""
+    # Whether the way back to Γ is negligible shows in its first digits: five took a quarter of the evaluation.
+    found = off_manifold(sde, x, normal)._replace(step=jnp.linalg.norm(sde.loss.newton_step(x, normal, ROUGH)))
+    # A slope is compared with infinity where residuals vanish.
+    return found if isinstance(normal, AbstractNormalSpace) else found._replace(slope=jnp.zeros_like(found.step))
+
+
+def _check(sde: SlowSDE, x: Vector, at_equilibrium: bool, found: Evaluated) -> None:
+    """ValueError unless numbers are sensible, and x is a regular point of Γ."""
+    if found.finite:
+        sde.optimizer.check(sde.chart, x)
+    else:
+        check_numbers(sde, x)  # which names what is not finite
+    if at_equilibrium:
+        check_state(sde, found.v, "v")
+    check_on_manifold(found.off)
+    if isinstance(sde.loss, mf.ScalarLoss):  # residuals that vanish leave no slope of these kinds
+        check_standing(standing(sde, x, found.v), x.size)
+    if not found.finite:
+        raise ValueError(
+            "The coefficients are not finite at params, though loss and noise are: is S(v) sensible there?"
+        )

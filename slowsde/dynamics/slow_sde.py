@@ -22,7 +22,7 @@ from manifolds.metrics.diagonal import scale_rows
 from manifolds.normal.constraints import LOOSE
 from manifolds.support.compilation import compiled_once
 from manifolds.support.coordinates import Coordinates, ravel
-from manifolds.support.user_functions import form_of, shown
+from manifolds.support.user_functions import known_form, shown
 
 from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
@@ -114,7 +114,8 @@ class SlowSDE(eqx.Module):
         # V is a function of g, so that the state has the form of V(g): no point and no noise is needed to know it.
         gradient = jax.ShapeDtypeStruct((self.chart.size,), jnp.result_type(float))
         call = "V(gradient)"
-        return form_of(lambda g: self.optimizer.V(self.chart.unravel_arrays(g)), call, gradient, optional=True)
+        V, chart = self.optimizer.V, self.chart
+        return known_form((V, chart), lambda g: V(chart.unravel_arrays(g)), call, gradient, optional=True)
 
     def arranged(self, v: PyTree) -> PyTree:
         """v in the form of V(Σ), also if it is one second moment like params and the optimizer divides its own."""
@@ -245,10 +246,9 @@ class SlowSDE(eqx.Module):
         return self.optimizer.relaxed(v, self.equilibrium(x), t, h)
 
     def diffusion(self, x: Vector, normal: Any, t: Any) -> Float[Array, "p r"]:
-        """s Π S B; zero for label noise."""
+        """s Π S B; without columns, (p, 0), where nothing diffuses (label noise)."""
         if not self.diffuses:
-            like = jax.eval_shape(self.factor, x)
-            return jnp.zeros(like.shape, like.dtype)
+            return jnp.zeros((x.shape[0], 0), x.dtype)
         return self.optimizer.pace(t) * second_order.tangential_factor(normal, self.factor(x))
 
     def drift(self, x: Vector, normal: Any, t: Any) -> Vector:

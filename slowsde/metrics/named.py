@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from manifolds.support.same_functions import first_alike
 from manifolds.support.user_functions import shown
 
 from .metric import Metric, OfParams
@@ -62,5 +63,5 @@ def _as_metric(name: Any, entry: Any) -> Metric:
             )
         return NAMED[entry]
     if callable(entry) and isinstance(name, str):
-        return Metric(name, OfParams(entry))
+        return Metric(name, OfParams(first_alike(entry)))
     raise ValueError(f"metrics: {shown(entry)} is neither a name, a Metric nor a function of params under a name.")

@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 import manifolds as mf
+from manifolds.support.arrays import generic
 from manifolds.support.compilation import compiled_once
 from manifolds.support.coordinates import Coordinates
-from manifolds.support.precision import is_traced, on_device
+from manifolds.support.precision import is_traced
 from manifolds.support.user_functions import check_signature, form_of, shown
 
 from ..support.arguments import flag, function, is_symbolic, number
@@ -159,14 +160,10 @@ class AGM(eqx.Module):
 
     def check(self, chart: Coordinates, x: Float[Array, " p"]) -> None:
         """ValueError unless V is quadratic on gradients like x and S gives a metric of the right size."""
-        g = on_device(np.random.default_rng(0).standard_normal(x.shape).astype(x.dtype))
-        once, twice = _compiled_V(self.V, chart, g)
-        if jax.tree.structure(once) != jax.tree.structure(twice):
-            raise ValueError("optimizer.V returns pytrees of different structure for different gradients.")
-        for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True):
-            # V(g) = |g| or g would run without an error, and make V(Σ) a sum over columns that means nothing.
-            if not np.allclose(4 * np.asarray(a), np.asarray(b), rtol=1e-4):
-                raise ValueError("optimizer.V must be quadratic in the gradient, V(2g) = 4 V(g) (such as g ** 2).")
+        once, quadratic = _probed(self, chart, x)
+        # V(g) = |g| or g would run without an error, and make V(Σ) a sum over columns that means nothing.
+        if not quadratic:
+            raise ValueError("optimizer.V must be quadratic in the gradient, V(2g) = 4 V(g) (such as g ** 2).")
         self.metric(once, chart)
 
 
@@ -176,8 +173,14 @@ def _compiled_S(S: Callable[[PyTree], Any], v: PyTree) -> Any:
 
 
 @compiled_once
-def _compiled_V(V: Callable[[PyTree], PyTree], chart: Coordinates, g: Array) -> tuple[PyTree, PyTree]:
-    return V(chart.unravel_arrays(g)), V(chart.unravel_arrays(2 * g))
+def _probed(optimizer: AGM, chart: Coordinates, x: Float[Array, " p"]) -> tuple[PyTree, Array]:
+    """V of a gradient like x, and whether that of its double is four times as large."""
+    g = 2 * generic(x.size, x.dtype)
+    once, twice = optimizer.V(chart.unravel_arrays(g)), optimizer.V(chart.unravel_arrays(2 * g))
+    if jax.tree.structure(once) != jax.tree.structure(twice):
+        raise ValueError("optimizer.V returns pytrees of different structure for different gradients.")
+    close = jax.tree.map(lambda a, b: jnp.allclose(4 * a, b, rtol=1e-4), once, twice)
+    return once, jnp.all(jnp.asarray(jax.tree.leaves(close), bool))
 
 
 class Masked(eqx.Module):

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 import manifolds as mf
 from manifolds.support.blocks import sum_in_blocks
 from manifolds.support.coordinates import Coordinates
-from manifolds.support.user_functions import check_precision, check_signature, form_of, shown
+from manifolds.support.user_functions import check_precision, check_signature, known_form, shown
 
 from ..support.arguments import is_integer
 from .route import Route, as_route
@@ -60,7 +60,7 @@ class AbstractSampledProblem(AbstractProblem):
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)), data)
         x = jax.ShapeDtypeStruct((chart.size,), jnp.result_type(float))
         check_signature(model, call, 2)
-        return form_of(lambda x, datum: model(chart.unravel(x), datum), call, x, one)
+        return known_form((model, chart), lambda x, datum: model(chart.unravel(x), datum), call, x, one)
 
     @property
     def num_samples(self) -> int:

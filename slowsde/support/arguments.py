@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from manifolds.support.precision import is_traced, on_device, within_jit
+from manifolds.support.same_functions import first_alike
 from manifolds.support.user_functions import shown
 
 from .effort import check_memory
@@ -70,10 +71,10 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> str:
 
 
 def function(name: str, value: Any, form: str) -> Any:
-    """`value`; ValueError unless it can be called, as `form` says."""
+    """`value`, or a function met before that does the same; ValueError unless it can be called, as `form` says."""
     if not callable(value):
         raise ValueError(f"{name}={shown(value)} must be a function, {form}.")
-    return value
+    return first_alike(value)
 
 
 def mapping(name: str, value: Any, form: str) -> Any:

@@ -13,6 +13,8 @@ import numpy as np
 from jax.experimental import io_callback
 from jaxtyping import Array
 
+from .compilation import caches_compilations
+
 PATIENCE = 2.0  # seconds before anything is shown
 STEP = 0.01  # the fraction of a run between reports
 COUNTED = 50  # steps between reports of a run that counts them
@@ -62,11 +64,12 @@ class ProgressMeter(dfx.AbstractProgressMeter[Array]):
 
 
 def meter(name: str, progress: bool | None) -> dfx.AbstractProgressMeter[Any]:
-    """The meter of a run that starts now; `progress=None` shows it when stderr is a terminal.
+    """The meter of a run that starts now; `progress=None` shows it when stderr is a terminal and programs are not kept.
 
     In a program of several processes the first alone shows it.
     """
-    show = sys.stderr.isatty() if progress is None else progress
+    # A meter calls Python, and JAX keeps no program on disk that does.
+    show = sys.stderr.isatty() and not caches_compilations() if progress is None else progress
     if not show or jax.process_index() > 0:
         return dfx.NoProgressMeter()
     _started[name] = time.monotonic()
@@ -80,10 +83,10 @@ class StepMeter(dfx.AbstractProgressMeter[Array]):
     most: int = eqx.field(static=True)
 
     def init(self) -> Array:
-        return jnp.zeros((), int)
+        return jnp.zeros((), jnp.int32)  # a callback runs without the flag of the run: int64 would come back as int32
 
     def step(self, state: Array, progress: Any) -> Array:
-        count = eqxi.unvmap_max(state) + 1
+        count = eqxi.unvmap_max(state) + jnp.int32(1)
 
         def report(count: Any) -> np.ndarray:
             self._show(int(np.max(count)))

@@ -101,6 +101,13 @@ def test_lambdify_gives_the_same_numbers_flat() -> None:
     np.testing.assert_array_equal(v_drift, found.v_drift)
 
 
+def test_label_noise_has_no_column_of_diffusion() -> None:
+    found = ss.derive([x * y - 1], [x, y], ss.sgd(), ss.LabelNoise(1.0))
+    assert found.diffusion.shape == (2, 0)
+    assert found.evaluate(np.ones(2), ()).diffusion.shape == (2, 0)
+    assert "dW" not in found.latex() + str(found) + str(found.reduced([x]))
+
+
 def test_no_state_given_is_the_equilibrium() -> None:
     derivation = with_numbers(CASES["uv = 1, Adam"].derive())
     still = derivation.evaluate(np.array([2.0, 0.5]))

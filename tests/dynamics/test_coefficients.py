@@ -174,3 +174,35 @@ def test_state_drift_is_relaxation_to_the_noise_variance() -> None:
     v = np.linspace(0.5, 1.0, 6)
     found = ss.coefficients(problem, ss.adam(c=3.0, eps=0.1), point, v)
     np.testing.assert_allclose(found.v_drift, 3.0 * (np.sum(FACTOR**2, axis=1) - v), rtol=1e-12)
+
+
+def test_what_is_not_finite_is_named() -> None:
+    """Numbers are looked at after the one evaluation: NaN comes from none of it as a success."""
+    point = np.array([np.sqrt(0.5), np.sqrt(0.5)])
+    circle = lambda x: 0.25 * (x @ x - 1) ** 2  # noqa: E731
+    noise = ss.GaussianNoise(lambda x: jnp.where(x[0] > 0, jnp.nan, 1.0) * jnp.eye(2))
+    with pytest.raises(ValueError, match="noise factor B of shape"):
+        ss.coefficients(ss.Problem(circle, noise), ss.sgd(), point)
+    broken = ss.Problem(lambda x: circle(x) + jax.lax.stop_gradient(jnp.log(-x[0])), ss.GaussianNoise(1.0))
+    with pytest.raises(ValueError, match="value of loss is not finite"):
+        ss.coefficients(broken, ss.sgd(), point)
+    odd = ss.AGM(V=lambda g: jnp.abs(g), S=lambda v: 1 / (1 + v), c=1.0)
+    with pytest.raises(ValueError, match="quadratic"):
+        ss.coefficients(ss.Problem(circle, ss.GaussianNoise(1.0)), odd, point)
+
+
+def test_later_calls_trace_nothing() -> None:
+    """A direct call took twice the compiled evaluation, most of it in tracing the model for its form."""
+    calls = []
+
+    def predict(w: Any, z: Any) -> Any:
+        calls.append(1)
+        return z @ w**2
+
+    problem = ss.LeastSquares(predict, INPUTS, INPUTS @ np.ones(6), ss.LabelNoise(0.5, batch_size=1))
+    first = ss.coefficients(problem, ss.adam(c=1.0, eps=0.1), np.ones(6))
+    assert first.diffusion.shape == (6, 0)
+    assert calls
+    calls.clear()
+    ss.coefficients(problem, ss.adam(c=2.0, eps=0.1), np.r_[1.0, 1, 1, 1, 1, 1])
+    assert not calls

@@ -79,7 +79,7 @@ def test_drift_is_minus_alpha_quarter_of_the_projected_contraction(start: Any, b
     np.testing.assert_allclose(
         ravel(found.v_drift), 2.0 * (alpha * np.diag(hessian) - np.asarray(ravel(v))), rtol=1e-9, atol=1e-12
     )
-    assert np.all(found.diffusion == 0)
+    assert found.diffusion.shape[1] == 0
 
 
 def test_the_general_formula_gives_the_same_drift(start: Any) -> None:

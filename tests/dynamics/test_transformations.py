@@ -78,7 +78,7 @@ def test_coefficients_have_the_shapes_of_params_and_state(on_manifold):
     size = Coordinates.of(point).size
     assert jax.tree.map(np.shape, found.drift) == jax.tree.map(np.shape, point)
     assert jax.tree.map(np.shape, found.v_drift) == jax.tree.map(np.shape, point)
-    assert found.diffusion.shape == (size, 4)
+    assert found.diffusion.shape == ((size, 4) if PROBLEM.noise.diffuses(PROBLEM) else (size, 0))
     assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(found))
 
 

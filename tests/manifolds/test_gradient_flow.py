@@ -70,7 +70,10 @@ def least_squares() -> mf.LeastSquaresLoss:
 @eqx.filter_jit
 def fixed_steps(loss, steps):
     flow, x = gf.GradientFlow(loss, METRIC), jnp.asarray(START)
-    step = lambda _, state: flow.step(state[0], TIME / steps, state[1])[::2]
+
+    def step(_, state):
+        return flow.step(state[0], TIME / steps, state[1])[::2]
+
     return jax.lax.fori_loop(0, steps, step, (x, flow.curvature(x)))[0]
 
 

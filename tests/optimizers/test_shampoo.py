@@ -130,7 +130,7 @@ def test_coefficients_are_those_of_the_published_matrix(
             assert relative(got.diffusion, diffusion) < 1e-6
         else:
             assert np.max(np.abs(diffusion)) < 1e-9
-            assert np.all(got.diffusion == 0)
+            assert got.diffusion.shape == (diffusion.shape[0], 0)
         for mutant in mutants.values():
             wrong, spread = slow_coefficients(at, factor, mutant)
             assert relative(flat(got.drift), wrong) > 1e-2

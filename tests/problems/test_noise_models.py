@@ -127,7 +127,7 @@ def test_drift_of_label_noise_is_that_of_its_lyapunov_equation(
     found = ss.coefficients(regression(ss.LabelNoise(std, batch_size=1)), ADAM, start, V, route=route)
     expected = lyapunov_drift(geometry, label_covariance(geometry, entries, 1))
     np.testing.assert_allclose(ravel(found.drift), expected, rtol=1e-8, atol=1e-10)
-    assert np.all(found.diffusion == 0)
+    assert found.diffusion.shape[1] == 0
     if name != "one":
         even = lyapunov_drift(geometry, np.mean(entries**2) * geometry["H"])
         assert np.max(np.abs(expected - even)) > 0.05 * np.max(np.abs(expected))
