@@ -112,6 +112,13 @@ def points_in_block(sde: SlowSDE, x: Array) -> int:
     return min(8, block_size(sde, x, eigenpairs=True))
 
 
+def points_side_by_side(sde: SlowSDE, x: Array) -> int:
+    """As `block_size`, for many points with a few eigenpairs each and much other work: more of them, where safe."""
+    few = block_size(sde, x, eigenpairs=True)
+    # Matrices that may be batched have up to 16 rows, and 64 of those never waited for each other.
+    return few if few == 1 else max(few, min(64, block_size(sde, x, eigenpairs=False)))
+
+
 @eqx.filter_jit
 def _sizes(sde: SlowSDE, x: Array) -> tuple[Array, Array, AbstractMetric | None]:
     if sde.problem.noise is None:  # points of a run without noise

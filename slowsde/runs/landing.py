@@ -1,0 +1,222 @@
+"""Φ_S of the saved iterates of a discrete run: many points, and all of them near Γ.
+
+There the flow ẋ = −S∇L is linear but for little. In w = S^-½(x − o), about a point o that one Newton step has brought
+nearer to Γ, with the eigenpairs Q, Λ of H' at o,
+
+    ẇ = −H'w + N(w),    H' = QΛQᵀ,    N = −S^½∇L(o + S^½w) + H'w    of second order in what is small,
+
+and exponential steps (Krogstad's ETDRK4) follow the linear part exactly: some ten steps and one eigendecomposition,
+where the solver of `limit_point`, made for starts from anywhere, takes forty of each. They are to the same tolerance.
+Where they do not come to rest in time, `limit_point` does the work instead.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from manifolds.losses.abstract import AbstractLoss
+from manifolds.maps.limit_map import limit_point
+from manifolds.maps.return_map import gauss_newton_return
+from manifolds.metrics.abstract import AbstractMetric
+from manifolds.normal.normal_space import AbstractNormalSpace, rank_tolerance
+
+from ..dynamics.ensemble import block_size, map_points, points_side_by_side
+from ..dynamics.slow_sde import SlowSDE
+
+Vector = Float[Array, " p"]
+RTOL = 1e-6  # of a step of the flow
+MOST = 40  # exponential steps: what needs more is not near Γ, or at a singular end of it
+GROWTH = 8.0  # of a step, at most: as the nonlinear part dies out nothing limits it
+# Stage i of Krogstad's scheme (J. Comput. Phys. 203, 2005) is at e^{−hc_iH'}w + h Σ_j a_ij(hH') N_j; row i of the table
+# has a_ij in φ1, φ2, φ3 of hH' and φ1, φ2 of hH'/2. The last row is the step itself. With N there in place of the last
+# N_j it would be of order three, and the difference estimates the error.
+TABLE = np.zeros((4, 4, 6))
+TABLE[0, 0, 3] = 0.5
+TABLE[1, 0, 3:5], TABLE[1, 1, 4] = (0.5, -1), 1
+TABLE[2, 0, :2], TABLE[2, 2, 1] = (1, -2), 2
+TABLE[3, 0, :3], TABLE[3, 1, 1:3], TABLE[3, 2, 1:3], TABLE[3, 3, 1:3] = (1, -3, 4), (2, -4), (2, -4), (-1, 4)
+TIMES = np.array([0.5, 0.5, 1.0, 1.0])
+# φ3(−z) = Σ_k (−z)^k/(k+3)!, for z < 1 to rounding.
+SERIES = np.array([(-1.0) ** k / np.prod(np.arange(1.0, k + 4)) for k in range(15)])
+
+
+class Landed(NamedTuple):
+    """A point of Γ, whether the flow came to it, and what is left of the loss there."""
+
+    point: Vector
+    arrived: Bool[Array, ""]
+    residual: Float[Array, ""]
+
+
+def land(sde: SlowSDE, xs: Float[np.ndarray, "paths T p"], vs: PyTree) -> Landed:
+    """Φ_{S(v)} of every point, leaves (paths, T, ...)."""
+    points = xs, vs
+    found = map_points(_near, sde, points, points_side_by_side(sde, xs[0, 0]))
+    left = ~found.arrived
+    if not left.any():
+        return found
+    # Whole blocks, in which every point has the place that it would have if all were computed: its rounding may depend
+    # on the place.
+    size = min(16, block_size(sde, xs[0, 0], eigenpairs=True))
+    flat = left.ravel()
+    blocks = np.unique(np.flatnonzero(flat) // size)
+    rows = np.minimum((blocks[:, None] * size + np.arange(size)).ravel(), flat.size - 1)
+    some = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:])[None, rows], points)
+    again = map_points(_from_anywhere, sde, some, size)
+    taken = flat[rows]
+
+    def put(leaf: np.ndarray, new: np.ndarray) -> np.ndarray:
+        whole = leaf.reshape(-1, *leaf.shape[2:]).copy()
+        whole[rows[taken]] = new[0, taken]
+        return whole.reshape(leaf.shape)
+
+    return jax.tree.map(put, found, again)
+
+
+def arrives(sde: SlowSDE, x: Vector, v: PyTree) -> bool:
+    """Whether x is so near Γ that the exponential steps return it."""
+    point = jax.tree.map(lambda leaf: np.asarray(leaf)[None, None], (x, v))
+    return bool(map_points(_near, sde, point, points_side_by_side(sde, x)).arrived[0, 0])
+
+
+def _from_anywhere(sde: SlowSDE, point: tuple[Array, PyTree], shown: Any) -> Landed:
+    x, v = point
+    metric = sde.metric(v)
+    found = limit_point(sde.loss, x, metric, sde.rank, rtol=RTOL, max_steps=1000)
+    arrived = found.converged
+    if sde.crosses_singular_points:
+        # Where an eigenvalue is about to die its direction is in or out by rounding, and the last digits converge
+        # slowly if at all. What is left of the residual and of Newton's step tells that the point is on Γ.
+        arrived |= _is_near(sde, found.point, metric)
+    return Landed(found.point, arrived, sde.loss.residual(found.point))
+
+
+def _is_near(sde: SlowSDE, x: Array, metric: AbstractMetric) -> Array:
+    """Whether the residual is within √ε of zero and Newton's step within ε^¼, against 1 + |x|.
+
+    A coordinate that dies is known to the root of what is left of the residual, and counts by its square.
+    """
+    eps, scale = float(jnp.finfo(x.dtype).eps), 1 + jnp.linalg.norm(x)
+    step = sde.loss.newton_step(x, sde.loss.normal_space(x, metric))
+    return (sde.loss.residual(x) < eps**0.5 * scale) & (jnp.linalg.norm(step) < eps**0.25 * scale)
+
+
+def _near(sde: SlowSDE, point: tuple[Array, PyTree], shown: Any) -> Landed:
+    x, v = point
+    loss, metric, rank = sde.loss, sde.metric(v), sde.rank
+    normal_space = jax.jit(lambda y: loss.normal_space(y, metric, rank))  # one function of the program, called twice
+    origin = x - loss.newton_step(x, normal_space(x))
+    flow = _Flow(loss, metric, normal_space(origin), origin)
+    end, rests = flow.rest(x)
+    returned = gauss_newton_return(loss, end, metric, rank)
+    minimal = loss.negative_curvature(returned.point) > -1e-3 * returned.largest
+    arrived = rests & returned.converged & minimal
+    return Landed(returned.point, arrived, loss.residual(returned.point))
+
+
+class _Place(NamedTuple):
+    """Where the flow is, in the coordinates w and along Q, and its field there."""
+
+    w: Vector
+    c: Float[Array, " m"]  # Qᵀw
+    field: Vector  # −S^½∇L
+    along: Float[Array, " m"]  # Qᵀ of it
+
+
+class _Run(NamedTuple):
+    place: _Place
+    h: Float[Array, ""]
+    count: Int[Array, ""]
+    resting: Bool[Array, ""]
+
+
+class _Flow(NamedTuple):
+    """The flow ẇ = −S^½∇L(o + S^½w) and the linear part of it."""
+
+    loss: AbstractLoss
+    metric: AbstractMetric
+    normal: AbstractNormalSpace
+    origin: Vector
+
+    @property
+    def values(self) -> Float[Array, " m"]:
+        return jnp.where(self.normal.mask, self.normal.values, 0)
+
+    def x(self, w: Vector) -> Vector:
+        return self.origin + self.metric.sqrt(w)
+
+    def place(self, w: Vector, c: Float[Array, " m"]) -> _Place:
+        field = -self.metric.sqrt(self.loss.gradient(self.x(w)))
+        return _Place(w, c, field, self.normal.coordinates(field))
+
+    def rest(self, x: Vector) -> tuple[Vector, Bool[Array, ""]]:
+        """Where the flow from x rests, and whether it does within `MOST` steps."""
+        w = self.metric.inv_sqrt(x - self.origin)
+        start = self.place(w, self.normal.coordinates(w))
+        h = 1 / self.values[0]
+        run = _Run(start, jnp.where(jnp.isfinite(h), h, 1), jnp.asarray(0), self.rests(start))
+        run = jax.lax.while_loop(lambda run: ~run.resting & (run.count < MOST), self.step, run)
+        return self.x(run.place.w), run.resting
+
+    def rests(self, at: _Place) -> Bool[Array, ""]:
+        """As `limit_point` has it: Newton's step is short, and there is no slope that it does not see."""
+        x = self.x(at.w)
+        eps = float(jnp.finfo(x.dtype).eps)
+        move = self.normal.inverse_values * at.along
+        level = 2 * jnp.linalg.norm(move) + rank_tolerance(x.dtype) / 4
+        short = jnp.linalg.norm(self.metric.sqrt(self.normal.lift(move))) < eps**0.4 * (1 + jnp.linalg.norm(x))
+        return short & (jnp.linalg.norm(at.field) <= self.normal.largest * level)
+
+    def step(self, run: _Run) -> _Run:
+        """One step, taken if its error is within the tolerance; the next is as long as the error allows."""
+        now, h = run.place, run.h
+        phi = _phi(h * self.values)
+        stages = jax.tree.map(lambda leaf: jnp.zeros((5, *leaf.shape), leaf.dtype).at[0].set(leaf), now)
+        stages = jax.lax.fori_loop(0, 4, partial(self.stage, h, phi), stages)
+        end = jax.tree.map(lambda leaf: leaf[4], stages)
+        other = jax.tree.map(lambda leaf: leaf[3] - leaf[4], stages)
+        along = phi[:, 2] * 4 - phi[:, 1]
+        lifted = along * (other.along + self.values * other.c) - other.along / 6
+        error = h * self.metric.sqrt(other.field / 6 + self.normal.lift(lifted))
+        x = jnp.maximum(jnp.abs(self.x(now.w)), jnp.abs(self.x(end.w)))
+        rtol = max(RTOL, 30 * float(jnp.finfo(x.dtype).eps))
+        size = jnp.sqrt(jnp.mean((error / (rtol * (1 + x))) ** 2))
+        size = jnp.where(jnp.isfinite(size), size, jnp.inf)
+        taken = size <= 1
+        factor = jnp.clip(0.9 * jnp.maximum(size, 1e-12) ** -0.25, 0.2, GROWTH)
+        place = jax.tree.map(lambda new, old: jnp.where(taken, new, old), end, now)
+        return _Run(place, h * factor, run.count + 1, taken & self.rests(end))
+
+    def stage(self, h: Array, phi: Float[Array, "m 6"], i: Array, stages: _Place) -> _Place:
+        """The `stages` with number i + 1, from those before it."""
+        weights = jnp.asarray(TABLE, h.dtype)[i]
+        free = weights @ jnp.asarray(_AT_ZERO, h.dtype)  # off the range of Q, where H' is zero
+        inside = weights @ phi.T  # (4, m)
+        w, c = stages.w[0], stages.c[0]
+        z = jnp.asarray(TIMES, h.dtype)[i] * h * self.values
+        nonlinear = stages.along[:4] + self.values * stages.c[:4]
+        new = jnp.exp(-z) * c + h * jnp.sum(inside * nonlinear, axis=0)
+        # All of w moves as if H' were zero, what is wrong with that along Q is put right.
+        rest = new - c - h * free @ stages.along[:4]
+        place = self.place(w + h * free @ stages.field[:4] + self.normal.lift(rest), new)
+        return jax.tree.map(lambda leaf, row: leaf.at[i + 1].set(row), stages, place)
+
+
+_AT_ZERO = np.array([1, 1 / 2, 1 / 6, 1, 1 / 2, 1 / 6])
+
+
+def _phi(z: Float[Array, " m"]) -> Float[Array, "m 6"]:
+    """φ1, φ2, φ3 at −z and at −z/2, where φ_k(−z) = 1/k! − z φ_{k+1}(−z) and φ0 = exp."""
+    z = jnp.stack([z, z / 2], axis=1)[..., None]
+    small = jnp.minimum(z, 1) ** np.arange(SERIES.size) @ jnp.asarray(SERIES, z.dtype)[:, None]
+    large = jnp.maximum(z, 1)
+    one = -jnp.expm1(-large) / large
+    two = (1 - one) / large
+    upwards = jnp.concatenate([one, two, (0.5 - two) / large], axis=2)
+    second = 0.5 - z * small
+    downwards = jnp.concatenate([1 - z * second, second, small], axis=2)
+    return jnp.where(z < 1, downwards, upwards).reshape(z.shape[0], 6)
