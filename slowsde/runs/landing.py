@@ -11,6 +11,7 @@ Where they do not come to rest in time, `limit_point` does the work instead.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +22,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from manifolds.losses.abstract import AbstractLoss
 from manifolds.maps.limit_map import limit_point
-from manifolds.maps.return_map import gauss_newton_return
 from manifolds.metrics.abstract import AbstractMetric
 from manifolds.normal.normal_space import AbstractNormalSpace, rank_tolerance
 
@@ -111,14 +111,31 @@ def _is_near(sde: SlowSDE, x: Array, metric: AbstractMetric) -> Array:
 def _near(sde: SlowSDE, point: tuple[Array, PyTree], shown: Any) -> Landed:
     x, v = point
     loss, metric, rank = sde.loss, sde.metric(v), sde.rank
-    normal_space = jax.jit(lambda y: loss.normal_space(y, metric, rank))  # one function of the program, called twice
-    origin = x - loss.newton_step(x, normal_space(x))
-    flow = _Flow(loss, metric, normal_space(origin), origin)
-    end, rests = flow.rest(x)
-    returned = gauss_newton_return(loss, end, metric, rank)
-    minimal = loss.negative_curvature(returned.point) > -1e-3 * returned.largest
-    arrived = rests & returned.converged & minimal
-    return Landed(returned.point, arrived, loss.residual(returned.point))
+    # One function of the program, called at four points.
+    normal_space = jax.jit(lambda y: loss.normal_space(y, metric, rank))
+
+    def newton(i: Any, at: tuple[Vector, Vector, AbstractNormalSpace]) -> tuple[Vector, Vector, AbstractNormalSpace]:
+        y, _, normal = at
+        move = loss.newton_step(y, normal)
+        return y - move, move, normal_space(y - move)
+
+    near = newton(0, (x, x, normal_space(x)))
+    end, rests = _Flow(loss, metric, near[2], near[0]).rest(x)
+    # Where the flow rests two steps leave rounding error; the metric stays the same, as Φ_S has one.
+    point, move, normal = jax.lax.fori_loop(0, 2, newton, (end, end, normal_space(end)))
+    arrived = rests & _is_minimum(loss, metric, normal, point, move)
+    return Landed(point, arrived, loss.residual(point))
+
+
+def _is_minimum(
+    loss: AbstractLoss, metric: AbstractMetric, normal: AbstractNormalSpace, x: Vector, move: Vector
+) -> Bool[Array, ""]:
+    """Whether x, to which Newton's step `move` led, is regular: no slope is left, no negative curvature."""
+    scale, eps = 1 + jnp.linalg.norm(x), float(jnp.finfo(x.dtype).eps)
+    slope = jnp.linalg.norm(metric.sqrt(loss.gradient(x)))
+    level = slope <= rank_tolerance(x.dtype) * normal.largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x)))
+    curved = (normal.smallest > 0) & (loss.negative_curvature(x) > -1e-3 * normal.largest)
+    return (jnp.linalg.norm(move) <= eps**0.5 * scale) & level & curved
 
 
 class _Place(NamedTuple):
@@ -158,11 +175,13 @@ class _Flow(NamedTuple):
 
     def rest(self, x: Vector) -> tuple[Vector, Bool[Array, ""]]:
         """Where the flow from x rests, and whether it does within `MOST` steps."""
+        place = jax.jit(self.place)  # one function of the program
         w = self.metric.inv_sqrt(x - self.origin)
-        start = self.place(w, self.normal.coordinates(w))
-        h = 1 / self.values[0]
-        run = _Run(start, jnp.where(jnp.isfinite(h), h, 1), jnp.asarray(0), self.rests(start))
-        run = jax.lax.while_loop(lambda run: ~run.resting & (run.count < MOST), self.step, run)
+        start = place(w, self.normal.coordinates(w))
+        h = 1 / self.normal.largest  # what is not finite is no step, and never rests
+        run = _Run(start, h, jnp.asarray(0), jnp.asarray(False))
+        step = partial(self.step, place)
+        run = jax.lax.while_loop(lambda run: ~run.resting & (run.count < MOST), step, run)
         return self.x(run.place.w), run.resting
 
     def rests(self, at: _Place) -> Bool[Array, ""]:
@@ -174,12 +193,12 @@ class _Flow(NamedTuple):
         short = jnp.linalg.norm(self.metric.sqrt(self.normal.lift(move))) < eps**0.4 * (1 + jnp.linalg.norm(x))
         return short & (jnp.linalg.norm(at.field) <= self.normal.largest * level)
 
-    def step(self, run: _Run) -> _Run:
+    def step(self, place: Callable[..., _Place], run: _Run) -> _Run:
         """One step, taken if its error is within the tolerance; the next is as long as the error allows."""
         now, h = run.place, run.h
         phi = _phi(h * self.values)
         stages = jax.tree.map(lambda leaf: jnp.zeros((5, *leaf.shape), leaf.dtype).at[0].set(leaf), now)
-        stages = jax.lax.fori_loop(0, 4, partial(self.stage, h, phi), stages)
+        stages = jax.lax.fori_loop(0, 4, partial(self.stage, place, h, phi), stages)
         end = jax.tree.map(lambda leaf: leaf[4], stages)
         other = jax.tree.map(lambda leaf: leaf[3] - leaf[4], stages)
         along = phi[:, 2] * 4 - phi[:, 1]
@@ -191,10 +210,12 @@ class _Flow(NamedTuple):
         size = jnp.where(jnp.isfinite(size), size, jnp.inf)
         taken = size <= 1
         factor = jnp.clip(0.9 * jnp.maximum(size, 1e-12) ** -0.25, 0.2, GROWTH)
-        place = jax.tree.map(lambda new, old: jnp.where(taken, new, old), end, now)
-        return _Run(place, h * factor, run.count + 1, taken & self.rests(end))
+        kept = jax.tree.map(lambda new, old: jnp.where(taken, new, old), end, now)
+        return _Run(kept, h * factor, run.count + 1, taken & self.rests(end))
 
-    def stage(self, h: Array, phi: Float[Array, "m 6"], i: Array, stages: _Place) -> _Place:
+    def stage(
+        self, place: Callable[..., _Place], h: Array, phi: Float[Array, "m 6"], i: Array, stages: _Place
+    ) -> _Place:
         """The `stages` with number i + 1, from those before it."""
         weights = jnp.asarray(TABLE, h.dtype)[i]
         free = weights @ jnp.asarray(_AT_ZERO, h.dtype)  # off the range of Q, where H' is zero
@@ -205,8 +226,8 @@ class _Flow(NamedTuple):
         new = jnp.exp(-z) * c + h * jnp.sum(inside * nonlinear, axis=0)
         # All of w moves as if H' were zero, what is wrong with that along Q is put right.
         rest = new - c - h * free @ stages.along[:4]
-        place = self.place(w + h * free @ stages.field[:4] + self.normal.lift(rest), new)
-        return jax.tree.map(lambda leaf, row: leaf.at[i + 1].set(row), stages, place)
+        found = place(w + h * free @ stages.field[:4] + self.normal.lift(rest), new)
+        return jax.tree.map(lambda leaf, row: leaf.at[i + 1].set(row), stages, found)
 
 
 _AT_ZERO = np.array([1, 1 / 2, 1 / 6, 1, 1 / 2, 1 / 6])
