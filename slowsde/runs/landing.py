@@ -44,7 +44,7 @@ TABLE[3, 0, :3], TABLE[3, 1, 1:3], TABLE[3, 2, 1:3], TABLE[3, 3, 1:3] = (1, -3, 
 TIMES = np.array([0.5, 0.5, 1.0, 1.0])
 # φ3(−z) = Σ_k (−z)^k/(k+3)! for z < SMALL, to rounding, as are the quotients beyond.
 SMALL = 0.25
-SERIES = [1 / math.factorial(k + 3) for k in range(10)]
+SERIES = np.array([1 / math.factorial(k + 3) for k in range(10)][::-1])
 
 
 class Landed(NamedTuple):
@@ -197,8 +197,9 @@ class _Flow(NamedTuple):
         """One step, taken if its error is within the tolerance; the next is as long as the error allows."""
         now, h = run.place, run.h
         phi = _phi(h * self.values)
-        stages = jax.tree.map(lambda leaf: jnp.zeros((5, *leaf.shape), leaf.dtype).at[0].set(leaf), now)
-        stages = jax.lax.fori_loop(0, 4, partial(self.stage, place, h, phi), stages)
+        stages = jax.tree.map(lambda leaf: jnp.tile(leaf, (5, 1)), now)
+        scheme = np.arange(4), jnp.asarray(TABLE, h.dtype), jnp.asarray(TIMES, h.dtype)
+        stages, _ = jax.lax.scan(partial(self.stage, place, h, phi), stages, scheme)
         end = jax.tree.map(lambda leaf: leaf[4], stages)
         other = jax.tree.map(lambda leaf: leaf[3] - leaf[4], stages)
         along = phi[:, 2] * 4 - phi[:, 1]
@@ -214,20 +215,21 @@ class _Flow(NamedTuple):
         return _Run(kept, h * factor, run.count + 1, taken & self.rests(end))
 
     def stage(
-        self, place: Callable[..., _Place], h: Array, phi: Float[Array, "m 6"], i: Array, stages: _Place
-    ) -> _Place:
-        """The `stages` with number i + 1, from those before it."""
-        weights = jnp.asarray(TABLE, h.dtype)[i]
+        self, place: Callable[..., _Place], h: Array, phi: Float[Array, "m 6"], stages: _Place, row: tuple[Array, ...]
+    ) -> tuple[_Place, None]:
+        """The `stages` with number i + 1, by row i of the scheme from those before it."""
+        i, weights, time = row
         free = weights @ jnp.asarray(_AT_ZERO, h.dtype)  # off the range of Q, where H' is zero
         inside = weights @ phi.T  # (4, m)
         w, c = stages.w[0], stages.c[0]
-        z = jnp.asarray(TIMES, h.dtype)[i] * h * self.values
+        z = time * h * self.values
         nonlinear = stages.along[:4] + self.values * stages.c[:4]
         new = jnp.exp(-z) * c + h * jnp.sum(inside * nonlinear, axis=0)
         # All of w moves as if H' were zero, what is wrong with that along Q is put right.
         rest = new - c - h * free @ stages.along[:4]
         found = place(w + h * free @ stages.field[:4] + self.normal.lift(rest), new)
-        return jax.tree.map(lambda leaf, row: leaf.at[i + 1].set(row), stages, found)
+        put = partial(jax.lax.dynamic_update_index_in_dim, index=i + 1, axis=0, allow_negative_indices=False)
+        return jax.tree.map(put, stages, found), None
 
 
 _AT_ZERO = np.array([1, 1 / 2, 1 / 6, 1, 1 / 2, 1 / 6])
@@ -236,9 +238,7 @@ _AT_ZERO = np.array([1, 1 / 2, 1 / 6, 1, 1 / 2, 1 / 6])
 def _phi(z: Float[Array, " m"]) -> Float[Array, "m 6"]:
     """φ1, φ2, φ3 at −z and at −z/2, where φ_k(−z) = 1/k! − z φ_{k+1}(−z) and φ0 = exp."""
     z = jnp.stack([z, z / 2], axis=1)[..., None]
-    small, large = jnp.zeros_like(z), jnp.maximum(z, SMALL)
-    for coefficient in SERIES[::-1]:  # fused into one loop; powers took half the time of a step
-        small = coefficient - jnp.minimum(z, SMALL) * small
+    small, large = jnp.polyval(jnp.asarray(SERIES, z.dtype), -jnp.minimum(z, SMALL)), jnp.maximum(z, SMALL)
     one = -jnp.expm1(-large) / large
     two = (1 - one) / large
     upwards = jnp.concatenate([one, two, (0.5 - two) / large], axis=2)
