@@ -48,11 +48,11 @@ SERIES = np.array([1 / math.factorial(k + 3) for k in range(10)][::-1])
 
 
 class Landed(NamedTuple):
-    """A point of Γ, whether the flow came to it, and what is left of the loss there."""
+    """A point of Γ, whether the flow came to it, and what is left of the loss there; of many points NumPy arrays."""
 
-    point: Vector
-    arrived: Bool[Array, ""]
-    residual: Float[Array, ""]
+    point: Any
+    arrived: Any
+    residual: Any
 
 
 def land(sde: SlowSDE, xs: Float[np.ndarray, "paths T p"], vs: PyTree) -> Landed:
@@ -111,31 +111,37 @@ def _is_near(sde: SlowSDE, x: Array, metric: AbstractMetric) -> Array:
 def _near(sde: SlowSDE, point: tuple[Array, PyTree], shown: Any) -> Landed:
     x, v = point
     loss, metric, rank = sde.loss, sde.metric(v), sde.rank
-    # One function of the program, called at four points.
+    # One function of the program each, however often it is called.
     normal_space = jax.jit(lambda y: loss.normal_space(y, metric, rank))
-
-    def newton(i: Any, at: tuple[Vector, Vector, AbstractNormalSpace]) -> tuple[Vector, Vector, AbstractNormalSpace]:
-        y, _, normal = at
-        move = loss.newton_step(y, normal)
-        return y - move, move, normal_space(y - move)
-
-    near = newton(0, (x, x, normal_space(x)))
-    end, rests = _Flow(loss, metric, near[2], near[0]).rest(x)
+    newton = jax.jit(lambda y: _newton(loss, y, normal_space(y)))
+    origin = newton(x).point
+    end, rests = _Flow(loss, metric, normal_space(origin), origin).rest(x)
     # Where the flow rests two steps leave rounding error; the metric stays the same, as Φ_S has one.
-    point, move, normal = jax.lax.fori_loop(0, 2, newton, (end, end, normal_space(end)))
-    arrived = rests & _is_minimum(loss, metric, normal, point, move)
-    return Landed(point, arrived, loss.residual(point))
+    found = newton(newton(end).point)
+    return Landed(found.point, rests & _is_minimum(loss, metric, found), loss.residual(found.point))
 
 
-def _is_minimum(
-    loss: AbstractLoss, metric: AbstractMetric, normal: AbstractNormalSpace, x: Vector, move: Vector
-) -> Bool[Array, ""]:
-    """Whether x, to which Newton's step `move` led, is regular: no slope is left, no negative curvature."""
-    scale, eps = 1 + jnp.linalg.norm(x), float(jnp.finfo(x.dtype).eps)
+class _Newton(NamedTuple):
+    """Where Newton's step leads, how long it is, and the smallest and the largest curvature where it started."""
+
+    point: Vector
+    length: Float[Array, ""]
+    smallest: Float[Array, ""]
+    largest: Float[Array, ""]
+
+
+def _newton(loss: AbstractLoss, x: Vector, normal: AbstractNormalSpace) -> _Newton:
+    move = loss.newton_step(x, normal)
+    return _Newton(x - move, jnp.linalg.norm(move), normal.smallest, normal.largest)
+
+
+def _is_minimum(loss: AbstractLoss, metric: AbstractMetric, found: _Newton) -> Bool[Array, ""]:
+    """Whether the point found is regular, with no slope left and no negative curvature, and the last step short."""
+    x, eps = found.point, float(jnp.finfo(found.point.dtype).eps)
     slope = jnp.linalg.norm(metric.sqrt(loss.gradient(x)))
-    level = slope <= rank_tolerance(x.dtype) * normal.largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x)))
-    curved = (normal.smallest > 0) & (loss.negative_curvature(x) > -1e-3 * normal.largest)
-    return (jnp.linalg.norm(move) <= eps**0.5 * scale) & level & curved
+    level = slope <= rank_tolerance(x.dtype) * found.largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x)))
+    curved = (found.smallest > 0) & (loss.negative_curvature(x) > -1e-3 * found.largest)
+    return (found.length <= eps**0.5 * (1 + jnp.linalg.norm(x))) & level & curved
 
 
 class _Place(NamedTuple):
@@ -198,7 +204,7 @@ class _Flow(NamedTuple):
         now, h = run.place, run.h
         phi = _phi(h * self.values)
         stages = jax.tree.map(lambda leaf: jnp.tile(leaf, (5, 1)), now)
-        scheme = np.arange(4), jnp.asarray(TABLE, h.dtype), jnp.asarray(TIMES, h.dtype)
+        scheme = jnp.arange(4), jnp.asarray(TABLE, h.dtype), jnp.asarray(TIMES, h.dtype)
         stages, _ = jax.lax.scan(partial(self.stage, place, h, phi), stages, scheme)
         end = jax.tree.map(lambda leaf: leaf[4], stages)
         other = jax.tree.map(lambda leaf: leaf[3] - leaf[4], stages)
