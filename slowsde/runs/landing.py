@@ -111,37 +111,41 @@ def _is_near(sde: SlowSDE, x: Array, metric: AbstractMetric) -> Array:
 def _near(sde: SlowSDE, point: tuple[Array, PyTree], shown: Any) -> Landed:
     x, v = point
     loss, metric, rank = sde.loss, sde.metric(v), sde.rank
-    # One function of the program each, however often it is called.
-    normal_space = jax.jit(lambda y: loss.normal_space(y, metric, rank))
-    newton = jax.jit(lambda y: _newton(loss, y, normal_space(y)))
-    origin = newton(x).point
-    end, rests = _Flow(loss, metric, normal_space(origin), origin).rest(x)
-    # Where the flow rests two steps leave rounding error; the metric stays the same, as Φ_S has one.
-    found = newton(newton(end).point)
-    return Landed(found.point, rests & _is_minimum(loss, metric, found), loss.residual(found.point))
+    normal_space = jax.jit(lambda y: loss.normal_space(y, metric, rank))  # one function of the program
+    origin = x - loss.newton_step(x, normal_space(x))
+    normal = normal_space(origin)
+    end, rests = _Flow(loss, metric, normal, origin).rest(x)
+    point, length = _polished(loss, end, normal)
+    return Landed(point, rests & _is_minimum(loss, metric, normal, point, length), loss.residual(point))
 
 
-class _Newton(NamedTuple):
-    """Where Newton's step leads, how long it is, and the smallest and the largest curvature where it started."""
+def _polished(loss: AbstractLoss, x: Vector, normal: AbstractNormalSpace) -> tuple[Vector, Float[Array, ""]]:
+    """x by Newton's steps with the curvature of a point near by, each some 20 times as short as the one before, down to
+    rounding; and how long the last was."""
+    eps, scale = float(jnp.finfo(x.dtype).eps), 1 + jnp.linalg.norm(x)
 
-    point: Vector
-    length: Float[Array, ""]
-    smallest: Float[Array, ""]
-    largest: Float[Array, ""]
+    def unfinished(at: tuple[Vector, Array, Array]) -> Bool[Array, ""]:
+        _, length, before = at
+        return (length > eps**0.8 * scale) & (length < before / 2)
+
+    def step(at: tuple[Vector, Array, Array]) -> tuple[Vector, Array, Array]:
+        y, length, _ = at
+        move = loss.newton_step(y, normal)
+        return y - move, jnp.linalg.norm(move), length
+
+    point, length, _ = jax.lax.while_loop(unfinished, step, (x, scale, 4 * scale))
+    return point, length
 
 
-def _newton(loss: AbstractLoss, x: Vector, normal: AbstractNormalSpace) -> _Newton:
-    move = loss.newton_step(x, normal)
-    return _Newton(x - move, jnp.linalg.norm(move), normal.smallest, normal.largest)
-
-
-def _is_minimum(loss: AbstractLoss, metric: AbstractMetric, found: _Newton) -> Bool[Array, ""]:
-    """Whether the point found is regular, with no slope left and no negative curvature, and the last step short."""
-    x, eps = found.point, float(jnp.finfo(found.point.dtype).eps)
+def _is_minimum(
+    loss: AbstractLoss, metric: AbstractMetric, normal: AbstractNormalSpace, x: Vector, length: Array
+) -> Bool[Array, ""]:
+    """Whether x is regular, with no slope left and no negative curvature, and was reached by a short step."""
+    eps = float(jnp.finfo(x.dtype).eps)
     slope = jnp.linalg.norm(metric.sqrt(loss.gradient(x)))
-    level = slope <= rank_tolerance(x.dtype) * found.largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x)))
-    curved = (found.smallest > 0) & (loss.negative_curvature(x) > -1e-3 * found.largest)
-    return (found.length <= eps**0.5 * (1 + jnp.linalg.norm(x))) & level & curved
+    level = slope <= rank_tolerance(x.dtype) * normal.largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x)))
+    curved = (normal.smallest > 0) & (loss.negative_curvature(x) > -1e-3 * normal.largest)
+    return (length <= eps**0.5 * (1 + jnp.linalg.norm(x))) & level & curved
 
 
 class _Place(NamedTuple):
