@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -52,7 +53,7 @@ def test_exponential_steps_end_where_the_flow_does(sde: SlowSDE, off: float) -> 
     assert found.residual.max() < 1e-12
     for i in range(5):
         metric = sde.metric(jax.tree.map(lambda leaf, i=i: leaf[0, i], vs))
-        exact = compiled_limit_point(sde.loss, xs[0, i], metric, rtol=1e-9).point
+        exact = compiled_limit_point(sde.loss, jnp.asarray(xs[0, i]), metric, rtol=1e-9).point
         moved = np.linalg.norm(exact - xs[0, i])
         assert np.linalg.norm(found.point[0, i] - exact) < 2e-6
         # The Gauss–Newton return would do for what is near, and for nothing else.
@@ -73,7 +74,9 @@ def test_what_does_not_arrive_returns_as_from_anywhere_and_leaves_the_others_alo
     assert calls
     others = np.arange(5) != 3
     np.testing.assert_array_equal(among.point[:, others], alone.point[:, others])
-    exact = compiled_limit_point(sde.loss, far[0, 3], sde.metric(jax.tree.map(lambda leaf: leaf[0, 3], vs)), rtol=1e-6)
+    exact = compiled_limit_point(
+        sde.loss, jnp.asarray(far[0, 3]), sde.metric(jax.tree.map(lambda leaf: leaf[0, 3], vs)), rtol=1e-6
+    )
     assert among.arrived.all()
     np.testing.assert_allclose(among.point[0, 3], exact.point, rtol=1e-9)
 
@@ -87,5 +90,5 @@ def test_coefficients_of_exponential_steps() -> None:
     w = (np.diff(edges)[:, None] * weights / 2).ravel()
     for k, factorial in ((1, 1), (2, 1), (3, 2)):
         exact = np.array([w @ (np.exp(-a * (1 - s)) * s ** (k - 1)) / factorial for a in z])
-        np.testing.assert_allclose(_phi(z)[:, k - 1], exact, rtol=1e-12)
-        np.testing.assert_allclose(_phi(2 * z)[:, k + 2], exact, rtol=1e-12)
+        np.testing.assert_allclose(_phi(jnp.asarray(z))[:, k - 1], exact, rtol=1e-12)
+        np.testing.assert_allclose(_phi(jnp.asarray(2 * z))[:, k + 2], exact, rtol=1e-12)
