@@ -5,9 +5,9 @@ nearer to Γ, with the eigenpairs Q, Λ of H' at o,
 
     ẇ = −H'w + N(w),    H' = QΛQᵀ,    N = −S^½∇L(o + S^½w) + H'w    of second order in what is small,
 
-and exponential steps (Krogstad's ETDRK4) follow the linear part exactly: some fifteen steps and two eigendecompositions,
-where the solver of `limit_point`, made for starts from anywhere, takes forty of each. They are as accurate.
-Where they do not come to rest in time, `limit_point` does the work instead.
+and exponential steps (Krogstad's ETDRK4) follow the linear part exactly: some fifteen steps and two
+eigendecompositions, where the solver of `limit_point`, made for starts from anywhere, takes forty of each. They are as
+accurate. Where they do not come to rest in time, `limit_point` does the work instead.
 """
 
 import math
