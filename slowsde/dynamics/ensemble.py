@@ -113,6 +113,13 @@ def points_in_block(sde: SlowSDE, x: Array) -> int:
     return min(8, block_size(sde, x, eigenpairs=True))
 
 
+def points_side_by_side(sde: SlowSDE, x: Array) -> int:
+    """As `block_size`, for many points with a few eigenpairs each and much other work: more of them, where safe."""
+    few = block_size(sde, x, eigenpairs=True)
+    # Matrices that may be batched have up to 16 rows, and 64 of those never waited for each other.
+    return few if few == 1 else max(few, min(64, block_size(sde, x, eigenpairs=False)))
+
+
 @compiled
 def _sizes(sde: SlowSDE, x: Array) -> tuple[Array, Array, AbstractMetric | None]:
     if sde.problem.noise is None:  # points of a run without noise
@@ -184,7 +191,7 @@ def _round(
     # Diffrax's loops do not pass the check of what varies over the mesh, hence check_vma=False.
     @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(AXIS), P(AXIS), P(AXIS)), out_specs=P(AXIS), check_vma=False)
     def on_device(arrays: PyTree, arguments: PyTree, active: Array, part: Array) -> PyTree:
-        arguments, active, part = jax.tree.map(lambda leaf: leaf[0], (arguments, active, part))
+        arguments, active, part = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), (arguments, active, part))
         meter = part_of(shown, part[0], part[1])
 
         def path(argument: PyTree) -> PyTree:
@@ -199,8 +206,10 @@ def _round(
             return jax.tree.map(lambda leaf: leaf[None], path(jax.tree.map(lambda leaf: leaf[0], arguments)))
 
         def put(slot: Array, results: PyTree) -> PyTree:
-            found = block(jax.tree.map(lambda leaf: leaf[slot], arguments))
-            return jax.tree.map(lambda rows, row: rows.at[slot].set(row), results, found)
+            # Not by brackets, which make a dozen lines each of what is known of a slot.
+            at = {"index": slot, "axis": 0, "allow_negative_indices": False}
+            rows = jax.tree.map(partial(jax.lax.dynamic_index_in_dim, **at, keepdims=False), arguments)
+            return jax.tree.map(partial(jax.lax.dynamic_update_index_in_dim, **at), results, block(rows))
 
         depth = jax.tree.leaves(arguments)[0].shape[0]
         shapes = jax.eval_shape(block, jax.tree.map(lambda leaf: leaf[0], arguments))

@@ -1,5 +1,6 @@
 """Fresh noise on labels: Σ = αH on Γ, and nothing diffuses."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -91,7 +92,7 @@ class LabelNoise(AbstractNoise):
     def gradient(self, problem: AbstractProblem, chart: Coordinates, x: Vector, key: PRNGKeyArray) -> Vector:
         problem = labelled(problem)
         # Two keys: noise drawn with the key of the batch would be tied to which samples were drawn.
-        draw, flip = jr.split(key)
+        draw, flip = (key, key) if self.batch_size is None else jr.split(key)
         if isinstance(problem, Classification):
             inputs, targets = drawn_batch(problem.data, problem.num_samples, self.batch_size, draw)
             # Each label is drawn anew from its target, so that its covariance is Λ_i exactly, at any number of classes.
@@ -101,7 +102,7 @@ class LabelNoise(AbstractNoise):
             # std travels with its sample into the batch.
             std = jnp.broadcast_to(self._std(problem), problem.targets.shape)
             (inputs, targets), std = drawn_batch((problem.data, std), problem.num_samples, self.batch_size, draw)
-            sample = jr.rademacher if self.kind == "rademacher" else jr.normal
+            sample = _signs if self.kind == "rademacher" else jr.normal
             labels = targets + std * sample(flip, targets.shape, dtype=x.dtype)
         return mean_gradient(problem.datum_loss, chart, x, (inputs, labels))
 
@@ -153,6 +154,13 @@ class LabelNoise(AbstractNoise):
                 "an array that broadcasts to the targets."
             )
         return self.std if jnp.ndim(self.std) == 0 else jnp.reshape(self.std, shape)
+
+
+def _signs(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
+    """±1, of one bit each: `jr.rademacher` draws a number of 64 bits and compares it with a half."""
+    words = jr.bits(key, (-(-math.prod(shape) // 32),), jnp.uint32)
+    bits = (words[:, None] >> np.arange(32, dtype=np.uint32)) & 1
+    return (2 * bits.astype(dtype) - 1).ravel()[: math.prod(shape)].reshape(shape)
 
 
 def _deviations(std: Any) -> np.ndarray:

@@ -10,8 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from manifolds.maps.limit_map import as_rank, check_limit, compiled_limit_point, limit_point
-from manifolds.metrics.abstract import AbstractMetric
+from manifolds.maps.limit_map import as_rank, check_limit, compiled_limit_point
 from manifolds.support.user_functions import shown
 
 from ..dynamics.ensemble import block_size, map_paths, map_points
@@ -24,6 +23,7 @@ from ..problems.abstract import AbstractProblem
 from ..support.arguments import check_lr, flag, positive_integer
 from ..support.effort import MOST_STEPS, check_steps
 from .frame import Outcome, Request, diverged, request, run
+from .landing import Landed, arrives, land
 from .steps import AGMStep, OptaxStep, State, agm_run, is_transformation, optax_run
 from .trajectory import Trajectory
 
@@ -149,14 +149,14 @@ def _iterate(
     xs, vs = _run(sde, step, state0, asked.key, steps, paths=asked.paths, progress=asked.meter())
     finite = np.asarray(np.isfinite(xs).all(axis=-1))
     ran_off = diverged(xs, x0)
-    xs, landed = _project(sde, xs, vs) if project else (xs, ~ran_off)
+    xs, landed, residual = land(sde, xs, vs) if project else Landed(xs, ~ran_off, _residuals(sde, xs))
     good, ts = finite & landed, steps[1:] * lr**2
     stats = {
         "lr": float(lr),
         **({} if b2 is None else {"b2": b2}),
         "num_steps": int(steps[-1] - steps[0]),
         "projected": project,
-        "residual": _residuals(sde, xs),
+        "residual": residual,
     }
     codes = _codes(finite, landed, ran_off)
     return Outcome(sde, ts, xs, vs, good, codes, ts[np.argmin(good, axis=1)], stats)
@@ -213,6 +213,9 @@ def _at_rank(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> SlowSDE:
 
     A ManifoldError there comes early.
     """
+    # From a start near Γ the program that returns the iterates tells as well, and the other is never compiled.
+    if sde.crosses_singular_points and arrives(sde, x0, v0):
+        return sde
     start = compiled_limit_point(sde.loss, x0, sde.metric(v0), as_rank(rank, x0.size))
     try:
         check_limit(start, sde.loss, sde.metric(v0), rank_for=sde.rank_for)
@@ -257,33 +260,6 @@ def _path(shared: Any, index: Array, shown: Any) -> tuple[Float[Array, "T p"], P
     (_, seen), saved = jax.lax.scan(to_next_save, (state0, shown.init()), (steps[:-1], steps[1:]))
     shown.close(seen)
     return saved
-
-
-def _project(sde: SlowSDE, xs: Float[np.ndarray, "paths T p"], vs: PyTree) -> tuple[np.ndarray, np.ndarray]:
-    """Φ_{S(v)} of every saved iterate, and whether the flow arrived."""
-    return map_points(_landing, sde, (xs, vs), min(16, block_size(sde, xs[0, 0], eigenpairs=True)))
-
-
-def _landing(sde: SlowSDE, point: tuple[Array, PyTree], shown: Any) -> tuple[Array, Array]:
-    x, v = point
-    metric = sde.metric(v)
-    found = limit_point(sde.loss, x, metric, sde.rank, rtol=1e-6, max_steps=1000)
-    arrived = found.converged
-    if sde.crosses_singular_points:
-        # Where an eigenvalue is about to die its direction is in or out by rounding, and the last digits converge
-        # slowly if at all. What is left of the residual and of Newton's step tells that the point is on Γ.
-        arrived |= _is_near(sde, found.point, metric)
-    return found.point, arrived
-
-
-def _is_near(sde: SlowSDE, x: Array, metric: AbstractMetric) -> Array:
-    """Whether the residual is within √ε of zero and Newton's step within ε^¼, against 1 + |x|.
-
-    A coordinate that dies is known to the root of what is left of the residual, and counts by its square.
-    """
-    eps, scale = float(jnp.finfo(x.dtype).eps), 1 + jnp.linalg.norm(x)
-    step = sde.loss.newton_step(x, sde.loss.normal_space(x, metric))
-    return (sde.loss.residual(x) < eps**0.5 * scale) & (jnp.linalg.norm(step) < eps**0.25 * scale)
 
 
 def _residuals(sde: SlowSDE, xs: Float[np.ndarray, "paths T p"]) -> np.ndarray:
