@@ -43,6 +43,11 @@ class AbstractLoss(eqx.Module):
         """What of it needs a clear rank of H, in words; None where projections and returns do without."""
         return None
 
+    @property
+    def is_small(self) -> bool:
+        """Whether an evaluation is known to take microseconds: then programs are compiled in a hurry."""
+        return False
+
     def block(self, x: Vector) -> int:
         """How many terms of a sum, samples or third-derivative products, are vectorized over."""
         return min(CHUNK, x.shape[0])

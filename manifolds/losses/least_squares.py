@@ -89,6 +89,10 @@ class LeastSquaresLoss(AbstractLoss):
     def route(self) -> str:
         return "kernel" if self.stored else "matrix_free"
 
+    @property
+    def is_small(self) -> bool:
+        return self.targets.size * self.coordinates.size <= CACHED
+
     # one sample ------------------------------------------------------------------------------------------------------
 
     @property

@@ -188,7 +188,8 @@ def _at_rest(
     return jax.lax.cond(off, lambda: jnp.asarray(False), settled)
 
 
-compiled_limit_point = compiled(limit_point)  # one cache for all who ask
+# One cache for all who ask.
+compiled_limit_point = compiled(limit_point, once=lambda loss, *_, **__: loss.is_small)
 
 
 def check_limit(

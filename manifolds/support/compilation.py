@@ -19,8 +19,9 @@ FAST = {"xla_cpu_use_fusion_emitters": False}
 ONCE = FAST | {"xla_backend_optimization_level": 0}
 
 
-def compiled(function: Function, *, once: bool = False) -> Function:
-    """`function` compiled, its arrays traced and all else static; `once` for what is called once in a run.
+def compiled(function: Function, *, once: bool | Callable[..., bool] = False) -> Function:
+    """`function` compiled, its arrays traced and all else static; `once` for what is called once in a run, or a
+    function of the arguments that tells whether what there is to compute takes less time than its optimization.
 
     Under transformations of JAX it is inlined, as options are for whole programs.
 
@@ -29,13 +30,14 @@ def compiled(function: Function, *, once: bool = False) -> Function:
         Array([2., 2.], dtype=float32)
     """
     plain = eqx.filter_jit(function)
-    alone = functools.cache(lambda backend: eqx.filter_jit(function, **_options(backend, once)))
+    alone = functools.cache(lambda backend, once: eqx.filter_jit(function, **_options(backend, once)))
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if is_traced(args, kwargs) or within_jit():
             return plain(*args, **kwargs)
-        return alone(jax.default_backend())(*args, **kwargs)
+        briefly = once(*args, **kwargs) if callable(once) else once
+        return alone(jax.default_backend(), briefly)(*args, **kwargs)
 
     return wrapped  # pyright: ignore[reportReturnType]
 

@@ -148,7 +148,7 @@ def first_step(scales: Scales, length: float) -> float:
     return min(length, 0.01 * min(scales.crossing, scales.falling))
 
 
-@compiled
+@partial(compiled, once=lambda slow, *_, **__: slow.sde.loss.is_small)
 def _flow(
     slow: SlowState,
     state0: State,

@@ -124,7 +124,7 @@ def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, cho
     return patiently(slow, solve, lambda rest: rest.ending)
 
 
-@compiled
+@partial(compiled, once=lambda slow, *_, **__: slow.sde.loss.is_small)
 def _to_rest(
     slow: SlowState,
     state0: State,

@@ -109,14 +109,14 @@ def _is_near(sde: SlowSDE, x: Array, metric: AbstractMetric) -> Array:
 
 
 def _near(sde: SlowSDE, point: tuple[Array, PyTree], shown: Any) -> Landed:
-    x, v = point
+    start, v = point
     loss, metric, rank = sde.loss, sde.metric(v), sde.rank
     normal_space = jax.jit(lambda y: loss.normal_space(y, metric, rank))  # one function of the program
-    origin = x - loss.newton_step(x, normal_space(x))
+    origin = start - loss.newton_step(start, normal_space(start))
     normal = normal_space(origin)
-    end, rests = _Flow(loss, metric, normal, origin).rest(x)
-    point, length = _polished(loss, end, normal)
-    return Landed(point, rests & _is_minimum(loss, metric, normal, point, length), loss.residual(point))
+    end, rests = _Flow(loss, metric, normal, origin).rest(start)
+    x, length = _polished(loss, end, normal)
+    return Landed(x, rests & _is_minimum(loss, metric, normal, x, length), loss.residual(x))
 
 
 def _polished(loss: AbstractLoss, x: Vector, normal: AbstractNormalSpace) -> tuple[Vector, Float[Array, ""]]:
