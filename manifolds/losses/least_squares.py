@@ -33,6 +33,9 @@ from ..support.coordinates import Coordinates, ravel
 from .abstract import CHUNK, AbstractLoss, NewtonStep, Vector
 
 CACHED = 2**16  # entries of Jacobians that a CPU's cache holds
+# And those up to which programs are compiled in a hurry: a limit map and a flow with 10⁴ of them take 5 s at the first
+# call for 10, and .9 s for .4 from then on; with 5·10⁴ nothing is saved.
+BRIEF = 2**14
 # Kernels are kept over steps, along Γ and on the way there, for as long as they precondition: when every substep had a
 # Gram matrix of its own, these ten were most of a step, and one of a network (p = 115 713, m = 500) costs 41 GFlop.
 COUPLED = 5e8  # multiplications, m p³, that the coupled curvature of a step may take: some 20 ms on two cores
@@ -91,7 +94,7 @@ class LeastSquaresLoss(AbstractLoss):
 
     @property
     def is_small(self) -> bool:
-        return self.targets.size * self.coordinates.size <= CACHED
+        return self.targets.size * self.coordinates.size <= BRIEF
 
     # one sample ------------------------------------------------------------------------------------------------------
 
