@@ -12,6 +12,17 @@ def nonzero(value: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(value > 0, value, 1)
 
 
+def filled(values: np.ndarray) -> np.ndarray:
+    """`values` with its last repeated up to the next power of two of them: shapes of which there are few.
+
+    Example:
+        >>> filled(np.arange(3))
+        array([0, 1, 2, 2])
+    """
+    more = (1 << (values.size - 1).bit_length()) - values.size
+    return np.concatenate([values, np.repeat(values[-1:], more)])
+
+
 def generic(count: int, dtype: Any, seed: int = 0) -> Float[Array, " count"]:
     """Numbers in (−1, 1) of no pattern, for probes: by the finalizer of MurmurHash on their positions.
 

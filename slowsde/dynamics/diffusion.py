@@ -4,15 +4,18 @@ from typing import Any
 
 import diffrax as dfx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from manifolds.support.arrays import filled
+from manifolds.support.precision import on_device
+
 from .ensemble import block_size, map_paths
-from .solve import Ending, Saved, solve_path
+from .solve import Ending, Saved
 from .solvers.brownian import StepBrownianPath, step_keys
 from .solvers.euler import ManifoldEuler
 from .solvers.state import SlowDiffusion, SlowFlow, SlowState, State
+from .stepping import march
 
 SINGULAR = 30.0  # the contrast, see `flow.Scales`, from which on the steps of an SDE are graded at the start
 
@@ -34,26 +37,25 @@ def solve_sde(
     Those knots contain the saved times. `states` is one state to start from, or one for each path with leaves
     (paths, ...). The noise belongs to `grid`, of nominal step dt: a stride leaves the Brownian paths as they are.
     """
-    dtype = states[0].dtype
     x0 = states[0] if states[0].ndim == 1 else states[0][0]
     if states[0].ndim == 1:
         states = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (paths, *leaf.shape)), states)
-    # Keys are made of the float64 grid before it is cast, so that a run in float32 meets the same keys.
-    knots, saved_times = jnp.asarray(grid, dtype), jnp.asarray(times, dtype)
-    shared = slow, step_keys(key, grid, dt), saved_times, knots, stride
+    stops = np.searchsorted(grid[::stride], times)
+    # Of lengths that are powers of two, so that another number of steps or of times seldom compiles anew.
+    keys = step_keys(key, filled(grid), dt)  # of the float64 grid, before it is cast: a run in float32 has the same
+    given = on_device((filled(grid).astype(states[0].dtype), filled(stops), np.asarray(times.size)))
+    shared = slow, keys, given, stride
     numbered = np.arange(paths), states
-    return map_paths(_path, shared, numbered, block_size(slow.sde, x0, eigenpairs=True), shown=shown)
+    saved, ending = map_paths(_path, shared, numbered, block_size(slow.sde, x0, eigenpairs=True), shown=shown)
+    return jax.tree.map(lambda leaf: leaf[:, : times.size], saved), ending
 
 
 def _path(shared: Any, numbered: tuple[Array, State], shown: dfx.AbstractProgressMeter[Any]) -> tuple[Saved, Ending]:
-    (slow, keys, times, grid, stride), (index, state) = shared, numbered
+    (slow, keys, (grid, stops, count), stride), (index, state) = shared, numbered
     columns = jax.eval_shape(slow.sde.factor, state[0]).shape[1]
     noise = StepBrownianPath(grid, keys, index, columns, stride)
     terms = dfx.MultiTerm(dfx.ODETerm(SlowFlow(slow)), dfx.ControlTerm(SlowDiffusion(slow), noise))
-    knots = grid[::stride]
-    # The same grid solved in chunks is bitwise one solve, which `resume` promises.
-    ends, controller = (knots[0], knots[-1]), dfx.StepTo(knots)
-    return solve_path(slow, terms, ManifoldEuler(slow), controller, state, times, ends, knots.shape[0], shown)
+    return march(slow, ManifoldEuler(slow), terms, state, grid[::stride], stops, count, shown)
 
 
 def step_grid(times: np.ndarray, t0: float, t1: float, dt: float, fast: float = np.inf) -> np.ndarray:

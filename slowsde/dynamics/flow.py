@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from manifolds.support.arrays import filled
 from manifolds.support.compilation import compiled, compiled_once
 from manifolds.support.precision import on_device, to_numpy
 
@@ -42,10 +43,12 @@ def follow(
     # A singular start needs steps that are short against its own scale of time, in which v grows and S falls.
     shortest = 10 * float(jnp.finfo(dtype).eps) * length * min(1.0, scales.contrast**-2)
     numbers = first_step(scales, length), above_rounding(method.rtol, dtype), shortest
-    given = on_device([np.asarray(number, dtype) for number in (times, interval, *numbers)])
+    # The times filled, so that another number of them seldom compiles anew.
+    given = on_device([np.asarray(number, dtype) for number in (filled(times), interval, *numbers)])
     solve = partial(_flow, slow, state0, *given, chosen=chosen, max_steps=method.max_steps, shown=shown)
     found = patiently(slow, solve, lambda found: found[1])
-    saved, ending = to_numpy(jax.tree.map(lambda leaf: np.asarray(leaf)[None], found))
+    saved, ending = jax.tree.map(lambda leaf: np.asarray(leaf)[None], found)
+    saved = jax.tree.map(lambda leaf: leaf[:, : times.size], saved)
     return Solved(times, saved, ending, chosen.stats())
 
 
@@ -166,16 +169,17 @@ def _flow(
     solver, limits, ends = chosen.made(slow, rtol), Limits(shortest, patience, max_steps), (interval[0], interval[1])
     rows, ending = advance(slow, solver, state0, ends, h0, times, limits, lands=chosen.lands, shown=shown)
 
-    def saved(row: tuple[Array, State]) -> Saved:
-        time, state = row
+    def saved(state: State) -> Saved:
         regular = jnp.asarray(True)
         if not chosen.lands:  # an interpolant leaves Γ (a linear one was off by 6e-3)
             state, regular = slow.returned(state)
         found = saved_at(slow, state)
-        found = eqx.tree_at(lambda s: s.residual, found, jnp.where(regular, found.residual, jnp.nan))
-        return jax.tree.map(lambda leaf: jnp.where(time <= ending.time, leaf, jnp.inf), found)
+        return eqx.tree_at(lambda s: s.residual, found, jnp.where(regular, found.residual, jnp.nan))
 
     # Here, not in the loop: what is saved is computed in one place, and for a time that was reached.
-    found = jax.lax.map(saved, (times, rows))
-    failed = ending.failed | jnp.any(~jnp.isfinite(found.residual))
-    return found, eqx.tree_at(lambda e: e.failed, ending, failed)
+    reached = (times <= ending.time) & jnp.append(True, times[1:] > times[:-1])
+    form = jax.eval_shape(saved, state0)
+    none = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.inf, leaf.dtype), form)
+    found = jax.lax.map(lambda row: jax.lax.cond(row[0], saved, lambda _: none, row[1]), (reached, rows))
+    lost = jnp.any(reached & ~jnp.isfinite(found.residual))
+    return found, eqx.tree_at(lambda e: e.failed, ending, ending.failed | lost)

@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from manifolds.support.compilation import compiled, compiled_once
 from manifolds.support.precision import on_device, to_numpy
@@ -220,10 +220,6 @@ def _stillness(slow: SlowState, t: Any, state: State, start: State) -> Array:
 
 
 @compiled_once
-def stillness(slow: SlowState, saved: Saved, times: Float[Array, " T"]) -> tuple[Array, Array]:
-    """(paths,) each: speed and stillness of a flow at its last saved time, see `SlowSDE.stillness`."""
-
-    def at(x0: Array, x: Array, v: PyTree) -> tuple[Array, Array]:
-        return slow.sde.stillness(x, v, times[-1], x0)
-
-    return jax.vmap(at)(saved.x[:, 0], saved.x[:, -1], jax.tree.map(lambda leaf: leaf[:, -1], saved.v))
+def stillness(slow: SlowState, x0: Array, x: Array, v: PyTree, t: Array) -> tuple[Array, Array]:
+    """Speed and stillness of a flow from x0 at (x, v), see `SlowSDE.stillness`."""
+    return slow.sde.stillness(x, v, t, x0)

@@ -1,8 +1,7 @@
-"""One path of the slow SDE: what is saved of it, and how it ended."""
+"""What is saved of a path of the slow SDE, and how it ended."""
 
 from typing import Any, NamedTuple
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -72,54 +71,6 @@ class Solved(NamedTuple):
     ending: Ending
     stats: dict[str, Any]
     verdict: Result = Result.SUCCESS  # of a run to rest: why its end is none
-
-
-def solve_path(
-    slow: SlowState,
-    terms: Any,
-    solver: Any,
-    controller: Any,
-    state0: State,
-    times: Float[Array, " T"],
-    interval: tuple[Array, Array],
-    max_steps: int,
-    shown: dfx.AbstractProgressMeter[Any],
-) -> tuple[Saved, Ending]:
-    """One path with steps that are fixed before, by Diffrax."""
-
-    def save(t: Any, state: State, args: Any) -> Saved:
-        return saved_at(slow, state)
-
-    solution = dfx.diffeqsolve(
-        terms,
-        solver,
-        *interval,
-        None,
-        state0,
-        # Saved through `fn`: spectra are computed at saved times while the state is at hand, and states between are not
-        # kept.
-        saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(ts=times, fn=save), dfx.SubSaveAt(t1=True)]),
-        stepsize_controller=controller,
-        adjoint=dfx.ForwardMode(),
-        max_steps=max_steps,
-        progress_meter=shown,
-        throw=False,
-    )
-    assert solution.ts is not None
-    assert solution.ys is not None
-    saved, last = solution.ys
-    result = solution.result
-    return saved, Ending(
-        time=solution.ts[1][-1],
-        state=jax.tree.map(lambda leaf: leaf[-1], last),
-        # A step that turns NaN ends "successful" in Diffrax, and rows that were not reached hold inf: both show in the
-        # residual.
-        failed=(result != dfx.RESULTS.successful) | jnp.any(~jnp.isfinite(saved.residual)),
-        too_long=result == dfx.RESULTS.max_steps_reached,
-        jumped=result == dfx.RESULTS.dt_min_reached,
-        chattered=jnp.asarray(False),
-        steps=solution.stats["num_steps"],
-    )
 
 
 def result_codes(slow: SlowState, ending: Ending) -> np.ndarray:

@@ -1,18 +1,20 @@
-"""Adaptive steps of the slow flow by a Diffrax solver: they land on given times, end at rest, and give up in time.
+"""The loops over steps, around solvers with Diffrax's interface: adaptive ones of a flow, and those of a given grid.
 
-Diffrax's own loop would do; it is four times the program of this one, in which every kernel appears once.
+Diffrax's own loop would do; it is several times the program of these, in which every kernel appears once, and compiles
+again for every number of steps and of saved times.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax as dfx
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .solve import Ending
+from .solve import Ending, Saved, saved_at
 from .solvers.state import SlowFlow, SlowState, State
 
 PATIENCE = 100  # rejected steps beyond those accepted; smooth flows reject fewer than they accept
@@ -30,7 +32,7 @@ class Limits(NamedTuple):
 
 
 class Way(NamedTuple):
-    """A flow on its way."""
+    """A flow on its way, with adaptive steps."""
 
     t: Array
     h: Array  # the length of the next step
@@ -150,3 +152,61 @@ def _written(
 def _root_mean_square(error: PyTree) -> Array:
     leaves = jax.tree.leaves(error)
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in leaves) / sum(leaf.size for leaf in leaves))
+
+
+class March(NamedTuple):
+    """A path on its way over a given grid."""
+
+    k: Int[Array, ""]  # steps taken
+    state: State
+    good: Bool[Array, ""]
+    jumped: Bool[Array, ""]  # over a point where the rank is lost
+    seen: Any
+
+
+def march(
+    slow: SlowState,
+    solver: Any,
+    terms: Any,
+    state0: State,
+    knots: Float[Array, " N"],
+    stops: Int[Array, " T"],
+    count: Int[Array, ""],
+    shown: dfx.AbstractProgressMeter[Any],
+) -> tuple[Saved, Ending]:
+    """A path by one step from each of the `knots` to the next: what is saved after stops[i] steps, for i < count, rows
+    that were not reached infinite, and the end. Of arrays that are longer the rest is not looked at."""
+    total = stops[count - 1]
+
+    def step(at: March) -> March:
+        t0, t1 = knots[at.k], knots[at.k + 1]
+        state, _, _, _, result = solver.step(terms, t0, t1, at.state, None, None, False)
+        jumped = result == dfx.RESULTS.dt_min_reached
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
+        good = (result == dfx.RESULTS.successful) & finite
+        return at._replace(
+            k=at.k + 1, state=state, good=good, jumped=jumped, seen=shown.step(at.seen, (at.k + 1) / total)
+        )
+
+    # The rows are not in the inner loop, which copies under vmap, at every step, all that it carries.
+    def to_row(i: Array, carry: tuple[March, Saved]) -> tuple[March, Saved]:
+        at = jax.lax.while_loop(lambda at: (at.k < stops[i]) & at.good, step, carry[0])
+        found = jax.tree.map(lambda leaf: jnp.where(at.good, leaf, jnp.inf), saved_at(slow, at.state))
+        return at, jax.tree.map(lambda rows, leaf: rows.at[i].set(leaf), carry[1], found)
+
+    form = eqx.filter_eval_shape(saved_at, slow, state0)
+    rows = jax.tree.map(lambda leaf: jnp.full((*stops.shape, *leaf.shape), jnp.inf, leaf.dtype), form)
+    yes, no = jnp.asarray(True), jnp.asarray(False)
+    start = March(jnp.asarray(0), state0, yes, no, shown.init())
+    end, rows = jax.lax.fori_loop(0, count, to_row, (start, rows))
+    shown.close(end.seen)
+    reached = jnp.isfinite(rows.residual) | (jnp.arange(stops.size) >= count)
+    return rows, Ending(
+        time=knots[end.k],
+        state=end.state,
+        failed=~(end.good & jnp.all(reached)),
+        too_long=no,
+        jumped=end.jumped,
+        chattered=no,
+        steps=end.k,
+    )

@@ -5,12 +5,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from manifolds.maps.limit_map import as_rank, check_limit, compiled_limit_point
+from manifolds.support.arrays import filled
+from manifolds.support.precision import on_device
 from manifolds.support.user_functions import shown
 
 from ..dynamics.ensemble import block_size, map_paths, map_points
@@ -240,8 +241,11 @@ def _run(
     progress: Any,
 ) -> tuple[Float[np.ndarray, "paths T p"], PyTree]:
     """The iterates and states of every path after steps[1:] steps, counted from steps[0]."""
-    shared = sde, step, state0, key, jnp.asarray(steps)
-    return map_paths(_path, shared, np.arange(paths), block_size(sde, state0[0], eigenpairs=False), shown=progress)
+    # Filled, so that another number of saved times seldom compiles anew.
+    shared = sde, step, state0, key, on_device(filled(steps))
+    size = block_size(sde, state0[0], eigenpairs=False)
+    found = map_paths(_path, shared, np.arange(paths), size, shown=progress)
+    return jax.tree.map(lambda leaf: leaf[:, : steps.size - 1], found)
 
 
 def _path(shared: Any, index: Array, shown: Any) -> tuple[Float[Array, "T p"], PyTree]:

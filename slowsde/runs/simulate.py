@@ -218,9 +218,10 @@ def _is_nothing(v: PyTree, target: PyTree) -> bool:
 
 
 def _at_the_end(slow: SlowState, solved: Solved) -> dict[str, float]:
-    dtype = solved.saved.x.dtype
-    speed, still = to_numpy(stillness(slow, solved.saved, on_device(np.asarray(solved.times, dtype))))
-    return {"speed": float(speed[0]), "stillness": float(still[0])}
+    x, v = jax.tree.map(lambda leaf: np.asarray(leaf)[0], (solved.saved.x, solved.saved.v))
+    last = jax.tree.map(lambda leaf: leaf[-1], v)
+    speed, still = stillness(slow, *on_device((x[0], x[-1], last, np.asarray(solved.times[-1], x.dtype))))
+    return {"speed": float(speed), "stillness": float(still)}
 
 
 def outcome_of(slow: SlowState, solved: Solved, about: dict[str, Any]) -> Outcome:
