@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from manifolds.support.compilation import compiled, compiled_once
 from manifolds.support.precision import on_device, to_numpy
@@ -40,8 +40,8 @@ class Rest(NamedTuple):
     """Where a flow ended, and why there."""
 
     ending: Ending  # without a leading axis
-    still: Array  # whether it is stationary there
-    escapes: Array  # whether it leaves for infinity
+    still: bool  # whether it is stationary there
+    escapes: bool  # whether it leaves for infinity
 
 
 def follow_to_rest(
@@ -61,8 +61,8 @@ def follow_to_rest(
         found = found._replace(saved=_with_last(slow, found.saved, rest.ending.state))
         if bool(rest.ending.chattered):  # at a kink, which the second flow may not have met before its end
             found = found._replace(ending=_leading(rest.ending))
-    moving = Result.ESCAPES if bool(rest.escapes) else Result.NOT_STATIONARY
-    verdict = Result.SUCCESS if bool(rest.still) else moving
+    moving = Result.ESCAPES if rest.escapes else Result.NOT_STATIONARY
+    verdict = Result.SUCCESS if rest.still else moving
     about = found.stats | (_direction(slow, state0, rest.ending.state) if verdict == Result.ESCAPES else {})
     return found._replace(verdict=verdict, stats=about)
 
@@ -111,34 +111,46 @@ def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, cho
     # A flow without an implicit step has nothing but a tighter tolerance to come to rest by.
     nearly = max(tol, NEARLY * rtol) if implicit else tol
     rtol = rtol if implicit else above_rounding(min(rtol, tol / NEARLY), dtype)
-    numbers = on_device([np.asarray(number, dtype) for number in (t0, first_step(scales, np.inf), rtol, nearly, tol)])
-    solve = partial(
-        _to_rest,
-        slow,
-        state0,
-        *numbers,
-        chosen=chosen,
-        last=last if implicit else None,
-        max_steps=method.max_steps,
-    )
-    return patiently(slow, solve, lambda rest: rest.ending)
+    numbers = on_device([np.asarray(number, dtype) for number in (t0, first_step(scales, np.inf), rtol, nearly)])
+    solve = partial(_until_still, slow, state0, *numbers, chosen=chosen, max_steps=method.max_steps)
+    ending, escapes = patiently(slow, solve, lambda found: found[0])
+
+    def still_at(state: State) -> float:
+        return float(stillness(slow, state0[0], state, ending.time)[1])
+
+    begun = still_at(ending.state)
+    nearly_still = begun <= nearly or not (bool(ending.failed) or bool(escapes))
+    # From anywhere else plain steps would come to rest as well, in a basin that the flow has not chosen.
+    if not (implicit and nearly_still):
+        return Rest(ending, nearly_still, bool(escapes))
+    first = Search.begun(ending.state, begun)
+    numbers = on_device([np.asarray(number, dtype) for number in (rtol, nearly, tol)])
+    found = _search(slow, first, state0, ending.time, *numbers, chosen=last)
+    still = bool(found.stillness <= tol) or bool(found.there)
+    # What is zero to rounding is zero at the end of the flow, if that is as still.
+    zeros = _zeros(found.state)
+    state = zeros if still_at(zeros) < float(found.stillness) else found.state
+    # A unit that saturates wanders outwards with no end, on a slope that dies out exponentially.
+    x, before = np.asarray(state[0]), np.asarray(ending.state[0])
+    drifts = not still and float(np.linalg.norm(x - before)) > DRIFTS * float(np.linalg.norm(before))
+    ending = eqx.tree_at(lambda e: (e.state, e.steps), ending, (state, ending.steps + found.count))
+    return Rest(ending, still, bool(escapes) or drifts)
 
 
 @partial(compiled, once=lambda slow, *_, **__: slow.sde.loss.is_small)
-def _to_rest(
+def _until_still(
     slow: SlowState,
     state0: State,
     t0: Array,
     h0: Array,
     rtol: Array,
     nearly: Array,
-    tol: Array,
     patience: Array,
     *,
     chosen: Chosen,
-    last: Chosen | None,
     max_steps: int,
-) -> Rest:
+) -> tuple[Ending, Array]:
+    """The end of a flow that is nearly still or leaves, and whether it leaves."""
     size = jnp.linalg.norm(state0[0])
     crossing = slow.sde.crossing_time(state0[0], slow.sde.metric(slow.v(state0)))
 
@@ -151,15 +163,7 @@ def _to_rest(
     never, solver, none = jnp.full_like(t0, jnp.inf), chosen.made(slow, rtol), jnp.zeros(0, t0.dtype)
     limits = Limits(jnp.zeros_like(t0), patience, max_steps)
     _, ending = advance(slow, solver, state0, (t0, never), h0, none, limits, lands=chosen.lands, until=at_rest)
-    escapes = left(ending.time, ending.state)
-    if last is None:
-        return Rest(ending, _stillness(slow, ending.time, ending.state, state0) <= tol, escapes)
-    state, still, steps = _continued(slow, last, ending, state0, rtol, nearly, tol)
-    # A unit that saturates wanders outwards with no end, on a slope that dies out exponentially.
-    moved = jnp.linalg.norm(state[0] - ending.state[0])
-    escapes |= ~still & (moved > DRIFTS * jnp.linalg.norm(ending.state[0]))
-    ending = eqx.tree_at(lambda e: (e.state, e.steps), ending, (state, ending.steps + steps))
-    return Rest(ending, still, escapes)
+    return ending, left(ending.time, ending.state)
 
 
 class Search(NamedTuple):
@@ -172,15 +176,24 @@ class Search(NamedTuple):
     there: Array  # whether rounding keeps it from getting nearer
     count: Array
 
+    @classmethod
+    def begun(cls, state: State, stillness: float) -> "Search":
+        """The search from a state, of which the length of the first step is not known yet."""
+        dtype = state[0].dtype
+        still, one = on_device((np.asarray(stillness, dtype), np.ones((), dtype)))
+        return cls(state, one, still, one, *on_device((np.asarray(False), np.asarray(0))))
 
-def _continued(
-    slow: SlowState, chosen: Chosen, ending: Ending, state0: State, rtol: Array, nearly: Array, tol: Array
-) -> tuple[State, Array, Array]:
-    """Plain implicit steps from where the flow is nearly still: the state, whether it is still, and their number."""
+
+@partial(compiled, once=lambda slow, *_, **__: slow.sde.loss.is_small)
+def _search(
+    slow: SlowState, first: Search, state0: State, t: Array, rtol: Array, nearly: Array, tol: Array, *, chosen: Chosen
+) -> Search:
+    """Plain implicit steps from where the flow is nearly still until it is still."""
+    crossing = slow.sde.crossing_time(first.state[0], slow.sde.metric(slow.v(first.state)))
+    first = first._replace(h=0.1 * crossing)
     if not chosen.coupled:  # there multipliers of what vanishes would be noise in the exact Hessian
         slow = eqx.tree_at(lambda s: s.sde.loss, slow, slow.sde.loss.at_singular_ends())
-    solver, t = ExtrapolatedImplicit(slow, rtol, coupled=chosen.coupled), ending.time
-    crossing = slow.sde.crossing_time(ending.state[0], slow.sde.metric(slow.v(ending.state)))
+    solver = ExtrapolatedImplicit(slow, rtol, coupled=chosen.coupled)
     rounded = ROUNDED * jnp.finfo(state0[0].dtype).eps ** 0.5
 
     def unfinished(at: Search) -> Array:
@@ -202,17 +215,14 @@ def _continued(
         refused = at._replace(h=at.h / 5, count=at.count + 1)
         return jax.tree.map(lambda a, b: jnp.where(taken, a, b), accepted, refused)
 
-    stillness = _stillness(slow, t, ending.state, state0)
-    # From anywhere else they would come to rest as well, in a basin that the flow has not chosen.
-    begun = jnp.where(stillness <= nearly, 0, CONTINUED)
-    first = Search(ending.state, 0.1 * crossing, stillness, jnp.ones_like(stillness), jnp.asarray(False), begun)
-    found = jax.lax.while_loop(unfinished, step, first)
-    # What is zero to rounding is zero at the end of the flow, if that is as still.
-    x, v = found.state
-    zeros = jnp.where(jnp.abs(x) < rounded * jnp.sqrt(jnp.mean(x**2)), 0, x), v
-    stiller = _stillness(slow, t, zeros, state0) < found.stillness
-    end = jax.tree.map(lambda a, b: jnp.where(stiller, a, b), zeros, found.state)
-    return end, (found.stillness <= tol) | found.there, found.count - begun
+    return jax.lax.while_loop(unfinished, step, first)
+
+
+def _zeros(state: State) -> State:
+    """`state` with what of x is zero to rounding set to zero."""
+    x, v = np.asarray(state[0]), state[1]
+    rounded = ROUNDED * float(np.finfo(x.dtype).eps) ** 0.5
+    return on_device(np.where(np.abs(x) < rounded * np.sqrt(np.mean(x**2)), 0, x).astype(x.dtype)), v
 
 
 def _stillness(slow: SlowState, t: Any, state: State, start: State) -> Array:
@@ -220,6 +230,6 @@ def _stillness(slow: SlowState, t: Any, state: State, start: State) -> Array:
 
 
 @compiled_once
-def stillness(slow: SlowState, x0: Array, x: Array, v: PyTree, t: Array) -> tuple[Array, Array]:
-    """Speed and stillness of a flow from x0 at (x, v), see `SlowSDE.stillness`."""
-    return slow.sde.stillness(x, v, t, x0)
+def stillness(slow: SlowState, x0: Array, state: State, t: Array) -> tuple[Array, Array]:
+    """Speed and stillness of a flow from x0 at a state, see `SlowSDE.stillness`."""
+    return slow.sde.stillness(state[0], slow.v(state), t, x0)

@@ -220,7 +220,8 @@ def _is_nothing(v: PyTree, target: PyTree) -> bool:
 def _at_the_end(slow: SlowState, solved: Solved) -> dict[str, float]:
     x, v = jax.tree.map(lambda leaf: np.asarray(leaf)[0], (solved.saved.x, solved.saved.v))
     last = jax.tree.map(lambda leaf: leaf[-1], v)
-    speed, still = stillness(slow, *on_device((x[0], x[-1], last, np.asarray(solved.times[-1], x.dtype))))
+    start, end, t = on_device((x[0], slow.initial(x[-1], last), np.asarray(solved.times[-1], x.dtype)))
+    speed, still = stillness(slow, start, end, t)
     return {"speed": float(speed), "stillness": float(still)}
 
 
