@@ -159,6 +159,7 @@ def _on_devices(
     shared = eqx.combine(jax.device_put(arrays, NamedSharding(mesh, P())), rest)
     first = each * np.arange(len(devices))  # device d computes the blocks from first[d] on, `depth` in each round
     many = np.clip(blocks - first, 0, each)
+    compute = _points if depth > 1 else _paths
     results = []
     for number in range(rounds):
         slots = number * depth + np.arange(depth)
@@ -168,14 +169,13 @@ def _on_devices(
         part = np.full((len(devices), 2), np.nan, np.float32)
         part[0] = number / rounds, 1 / rounds
         here = jax.tree.map(lambda leaf, index=index: leaf[index], arguments)
-        results.append(_round(function, shared, here, active, part, shown or dfx.NoProgressMeter(), mesh))
+        results.append(compute(function, shared, here, active, part, shown or dfx.NoProgressMeter(), mesh))
     block = np.arange(blocks)
     device, slot = block // each, block % each
     at = slot // depth, device, slot % depth
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves])[at], *results)
 
 
-@compiled
 def _round(
     function: Callable[[Any, Any, Any], PyTree],
     shared: PyTree,
@@ -218,3 +218,8 @@ def _round(
         return jax.tree.map(lambda leaf: leaf[None], jax.lax.fori_loop(0, active, put, results))
 
     return on_device(arrays, arguments, active, part)
+
+
+# Where XLA's older code fuses, rounding depends on what stands beside: on a path with 64 steps a step rounds otherwise
+# than on one with 32, and a run in chunks is not the run. Points are computed in batches of one shape.
+_paths, _points = eqx.filter_jit(_round), compiled(_round)

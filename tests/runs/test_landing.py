@@ -1,5 +1,6 @@
 """Iterates of discrete runs return to Γ by exponential steps, and by `limit_point` where those do not arrive."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -60,10 +61,19 @@ def test_exponential_steps_end_where_the_flow_does(sde: SlowSDE, off: float) -> 
         assert moved > off
 
 
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Exponential steps that do not suffice, in programs that no other test has a part in."""
+    jax.clear_caches()
+    monkeypatch.setattr("slowsde.runs.landing.MOST", 8)
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("few_steps")
 def test_what_does_not_arrive_returns_as_from_anywhere_and_leaves_the_others_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("slowsde.runs.landing.MOST", 8)  # a problem of its own, so that no program is at hand
     sde, (xs, vs) = diagonal_network(), near(5, 1e-3)
     alone = land(sde, xs, vs)
     far = xs.copy()
