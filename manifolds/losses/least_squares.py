@@ -33,8 +33,8 @@ from ..support.coordinates import Coordinates, ravel
 from .abstract import CHUNK, AbstractLoss, NewtonStep, Vector
 
 CACHED = 2**16  # entries of Jacobians that a CPU's cache holds
-# And those up to which programs are compiled in a hurry. A limit map and a flow with 144 of them then take 3.7 s for 4.4
-# at the first call and .14 for .11 from then on, with 1200 4.1 for 5.3 and .26 for .15; with 10⁴ the price is higher.
+# And those up to which programs are compiled in a hurry. A limit map and a flow with 144 of them then take 3.7 s for
+# 4.4 at the first call and .14 for .11 from then on, with 1200 4.1 for 5.3 and .26 for .15; with 10⁴ they pay more.
 BRIEF = 2**11
 # Kernels are kept over steps, along Γ and on the way there, for as long as they precondition: when every substep had a
 # Gram matrix of its own, these ten were most of a step, and one of a network (p = 115 713, m = 500) costs 41 GFlop.

@@ -32,6 +32,7 @@ FAR = 1e3  # a flow that has gone this many times its size at the start leaves f
 LONG = 1e12  # as does one that moves after this many times the time in which it crosses its own size
 DRIFTS = 0.1  # or one that the search for a rest takes this share of its size away, without one
 CONTINUED = 1000  # plain implicit steps at most: linear convergence at a rate of 0.98 takes them to 1e-9
+VANISHED = 1e-5  # what a coordinate is left with of its start and of the others that is on its way to zero
 ROUNDED = 7  # roots of rounding: at a singular end r ∝ |δx|² does not tell x from what is nearer, relative to |x|
 LONGEST = 1e8  # their length, in units of the same time: longer ones leave constraints to the ridge of their kernel
 
@@ -123,6 +124,11 @@ def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, cho
     # From anywhere else plain steps would come to rest as well, in a basin that the flow has not chosen.
     if not (implicit and nearly_still):
         return Rest(ending, nearly_still, bool(escapes))
+    # A flow may end so near to zeros that what is left of them is rounding: returns move them by 10⁻⁷, and no step
+    # makes the flow stiller (AdamE ¼ wandered for 1000).
+    vanished = _without_vanished(slow, ending.state, state0)
+    if vanished is not None and still_at(vanished) <= tol:
+        return Rest(eqx.tree_at(lambda e: e.state, ending, vanished), True, False)
     first = Search.begun(ending.state, begun)
     numbers = on_device([np.asarray(number, dtype) for number in (rtol, nearly, tol)])
     found = _search(slow, first, state0, ending.time, *numbers, chosen=last)
@@ -216,6 +222,24 @@ def _search(
         return jax.tree.map(lambda a, b: jnp.where(taken, a, b), accepted, refused)
 
     return jax.lax.while_loop(unfinished, step, first)
+
+
+def _without_vanished(slow: SlowState, state: State, start: State) -> State | None:
+    """`state` on Γ with zeros where x has vanished since the start, and v = V(Σ) there: not where x is small as it was,
+    and may grow. None where it is not clear which have."""
+    x, before, v = np.asarray(state[0]), np.abs(np.asarray(start[0])), state[1]
+    size = np.sqrt(np.mean(x**2))
+    gone = (np.abs(x) < VANISHED * before) & (np.abs(x) < VANISHED * size)
+    # With some of them zero and others not yet the equations may leave no way to move, and what moves would look still.
+    if np.any(~gone & (np.abs(x) < VANISHED**0.4 * size)):
+        return None
+    return _settled(slow, (on_device(np.where(gone, 0, x).astype(x.dtype)), v))
+
+
+@compiled_once
+def _settled(slow: SlowState, state: State) -> State:
+    (x, _), _ = slow.returned(state)
+    return slow.initial(x, slow.sde.equilibrium(x))
 
 
 def _zeros(state: State) -> State:
