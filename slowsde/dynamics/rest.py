@@ -167,7 +167,7 @@ def _until_still(
         return (_stillness(slow, t, state, state0) <= nearly) | left(t, state)
 
     never, solver, none = jnp.full_like(t0, jnp.inf), chosen.made(slow, rtol), jnp.zeros(0, t0.dtype)
-    limits = Limits(jnp.zeros_like(t0), patience, max_steps)
+    limits = Limits(jnp.finfo(h0.dtype).eps * h0, patience, max_steps)
     _, ending = advance(slow, solver, state0, (t0, never), h0, none, limits, lands=chosen.lands, until=at_rest)
     return ending, left(ending.time, ending.state)
 

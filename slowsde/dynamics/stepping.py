@@ -23,11 +23,14 @@ SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0  # of a step's length, as ever
 
 
 class Limits(NamedTuple):
-    """When a flow is given up."""
+    """When a flow is given up: after too many steps, where they get too short, or where rejected steps outnumber
+    accepted ones by more than a patience, counted anew wherever the difference falls to 0.
 
-    shortest: Array  # the length of a step below which it does not get on
-    patience: Array  # rejected steps less accepted ones, counted anew wherever that falls to 0: a flow that meets a
-    # kink of its loss slides along it from side to side, two of three steps rejected, for ever
+    A flow that meets a kink of its loss slides along it from side to side, two of three steps rejected, for ever.
+    """
+
+    shortest: Array
+    patience: Array
     max_steps: int
 
 
