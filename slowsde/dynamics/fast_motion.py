@@ -53,7 +53,7 @@ def start_shares(sde: SlowSDE, x0: Vector, x: Vector, v: PyTree) -> tuple[Float[
 def start_motion(sde: SlowSDE, x: Vector, v: PyTree, contrast: float) -> Float[np.ndarray, "2 N"]:
     """Times after the start, and |S(v(t))B|² over |S(V(Σ))B|² there if x stays: in proportion to how fast ζ moves.
 
-    `contrast` is its root at time 0 (see `flow.start_contrast`). The times are geometric over the fall of S.
+    `contrast` is its root at time 0 (see `flow.Scales`). The times are geometric over the fall of S.
     """
     c = float(sde.optimizer.c)
     times = np.concatenate([[0.0], np.geomspace(1e-2 / contrast**2, 8.0, 32)]) / c
