@@ -2,14 +2,20 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 
 def nonzero(value: Float[Array, "..."]) -> Float[Array, "..."]:
     """value where it is positive and 1 elsewhere: a denominator, also where what is divided does not count."""
     return jnp.where(value > 0, value, 1)
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every entry of every leaf is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def filled(values: np.ndarray) -> np.ndarray:

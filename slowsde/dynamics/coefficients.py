@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
@@ -11,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 import manifolds as mf
 from manifolds.geometry import check_loss_form
 from manifolds.normal.normal_space import AbstractNormalSpace
+from manifolds.support.arrays import all_finite
 from manifolds.support.compilation import compiled
 from manifolds.support.coordinates import Coordinates, check_finite, ravel
 from manifolds.support.precision import in_working_precision, is_traced
@@ -121,8 +121,7 @@ def _coefficients(sde: SlowSDE, x: Vector, v: PyTree, t: Array) -> Evaluated:
     )
     # Residuals that are not finite show in the drift.
     value = sde.loss.value(x) if isinstance(sde.loss, mf.ScalarLoss) else ()
-    seen = jax.tree.leaves((value, found.drift, found.diffusion))
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in seen]))
+    finite = all_finite((value, found.drift, found.diffusion))
     return Evaluated(found, v, _roughly_off(sde, x, normal), finite)
 
 

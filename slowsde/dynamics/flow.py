@@ -151,7 +151,11 @@ def first_step(scales: Scales, length: float) -> float:
     return min(length, 0.01 * min(scales.crossing, scales.falling))
 
 
-@partial(compiled, once=lambda slow, *_, **__: slow.sde.loss.is_small)
+# Of functions of a `SlowState` and more.
+compiled_by_size = partial(compiled, once=lambda slow, *_, **__: slow.sde.loss.is_small)
+
+
+@compiled_by_size
 def _flow(
     slow: SlowState,
     state0: State,

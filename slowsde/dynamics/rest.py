@@ -17,10 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from manifolds.support.compilation import compiled, compiled_once
+from manifolds.support.compilation import compiled_once
 from manifolds.support.precision import on_device, to_numpy
 
-from .flow import Chosen, Scales, above_rounding, chosen_solver, first_step, follow, patiently, start_scales
+from .flow import (
+    Chosen,
+    Scales,
+    above_rounding,
+    chosen_solver,
+    compiled_by_size,
+    first_step,
+    follow,
+    patiently,
+    start_scales,
+)
 from .result import Result
 from .solve import Ending, Method, Saved, Solved, saved_at
 from .solvers.implicit import ExtrapolatedImplicit
@@ -143,7 +153,7 @@ def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, cho
     return Rest(ending, still, bool(escapes) or drifts)
 
 
-@partial(compiled, once=lambda slow, *_, **__: slow.sde.loss.is_small)
+@compiled_by_size
 def _until_still(
     slow: SlowState,
     state0: State,
@@ -190,7 +200,7 @@ class Search(NamedTuple):
         return cls(state, one, still, one, *on_device((np.asarray(False), np.asarray(0))))
 
 
-@partial(compiled, once=lambda slow, *_, **__: slow.sde.loss.is_small)
+@compiled_by_size
 def _search(
     slow: SlowState, first: Search, state0: State, t: Array, rtol: Array, nearly: Array, tol: Array, *, chosen: Chosen
 ) -> Search:

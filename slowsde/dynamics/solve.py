@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from manifolds.maps.kinks import Kink, find_kink
+from manifolds.support.arrays import all_finite
 from manifolds.support.compilation import compiled, compiled_once
 
 from .ensemble import map_paths, points_in_block
@@ -122,7 +123,6 @@ def _diagnose(slow: SlowState, end: tuple[State, Array], shown: Any) -> tuple[Ar
     # Only failed paths are asked, but all are computed: they share one compiled program.
     normal = slow.sde.normal_space(state[0], slow.v(state))
     drift = slow.sde.tangential_drift(state[0], normal, t)
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, drift))]
     # By position, not by mask: a lost eigenvalue is masked.
     rank = normal.rank if slow.sde.rank is None else slow.sde.rank
-    return normal.values[jnp.maximum(rank, 1) - 1], jnp.all(jnp.stack(finite))
+    return normal.values[jnp.maximum(rank, 1) - 1], all_finite((state, drift))

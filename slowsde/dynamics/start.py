@@ -18,7 +18,7 @@ from ..problems.route import Route
 from ..support.arguments import positive_integer
 from ..support.progress import step_meter
 from . import checks
-from .slow_sde import SlowSDE, noise_at
+from .slow_sde import SlowSDE, equilibrium
 from .solvers.state import SlowState
 
 
@@ -60,7 +60,7 @@ def initial_state(sde: SlowSDE, x0: Array, v0: PyTree, t0: float) -> PyTree:
     corrected state starts at V(Σ), the mean over any short time.
     """
     if v0 is None:
-        return noise_at(sde, x0)[1]
+        return equilibrium(sde, x0)
     v0 = sde.arranged(v0)
     checks.check_state(sde, v0)
     if sde.optimizer.bias_correction and t0 == 0:
@@ -69,7 +69,7 @@ def initial_state(sde: SlowSDE, x0: Array, v0: PyTree, t0: float) -> PyTree:
                 "v0 has no weight in a bias-corrected run from t0=0, which starts from v=0: leave v0=None, or pass the "
                 "slow time t0 = kη² at which v0/(1−β2^k) was read."
             )
-        return noise_at(sde, x0)[1]
+        return equilibrium(sde, x0)
     return v0
 
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from manifolds.support.arrays import all_finite
+
 from .solve import Ending, Saved, saved_at
 from .solvers.state import SlowFlow, SlowState, State
 
@@ -185,8 +187,7 @@ def march(
         t0, t1 = knots[at.k], knots[at.k + 1]
         state, _, _, _, result = solver.step(terms, t0, t1, at.state, None, None, False)
         jumped = result == dfx.RESULTS.dt_min_reached
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
-        good = (result == dfx.RESULTS.successful) & finite
+        good = (result == dfx.RESULTS.successful) & all_finite(state)
         return at._replace(
             k=at.k + 1, state=state, good=good, jumped=jumped, seen=shown.step(at.seen, (at.k + 1) / total)
         )

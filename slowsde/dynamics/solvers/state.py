@@ -9,6 +9,7 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float, PyTree
 
 from manifolds.maps.return_map import gauss_newton_return
+from manifolds.support.arrays import all_finite
 
 from ..slow_sde import SlowSDE
 
@@ -48,7 +49,7 @@ class SlowState(eqx.Module):
 def finite_end(y0: State, y1: State, regular: Bool[Array, ""]) -> tuple[State, Bool[Array, ""]]:
     """y1 and `regular` if y1 is finite; else y0 and False: from an infinite end the controller would take NaN for the
     next step length and never shrink the step."""
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(y1)]))
+    finite = all_finite(y1)
     return jax.tree.map(lambda before, after: jnp.where(finite, after, before), y0, y1), regular & finite
 
 
