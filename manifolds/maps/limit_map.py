@@ -18,6 +18,7 @@ from ..metrics.abstract import AbstractMetric
 from ..normal.normal_space import rank_tolerance
 from ..support.compilation import compiled
 from ..support.precision import is_traced, to_numpy
+from ..support.step_size import step_factor
 from .gradient_flow import ORDER, Curvature, GradientFlow
 from .kinks import find_kink
 from .return_map import ranked_return
@@ -154,8 +155,7 @@ def _step(flow: GradientFlow, at: _Way, rtol: float, max_steps: int, meter: dfx.
     error = jax.lax.stop_gradient(error / (rtol * (1 + jnp.maximum(jnp.abs(at.y), jnp.abs(y)))))
     ratio = jnp.sqrt(jnp.mean(error**2))
     taken = ratio < 1
-    # As ever: h ← 0.9 h ratio^(−1/order), by a fifth at least and ten times at most, and no shorter after a success.
-    factor = jnp.clip(0.9 * jnp.maximum(ratio, 1e-30) ** (-1 / ORDER), jnp.where(taken, 1.0, 0.2), 10.0)
+    factor = step_factor(ratio, taken, ORDER)
     y = jnp.where(taken, y, at.y)
     note = (jnp.arange(at.history.size) + 1) * max(1, max_steps // at.history.size) == at.count + 1
     history = jax.lax.cond(

@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from manifolds.support.arrays import all_finite
+from manifolds.support.step_size import step_factor
 
 from .solve import Ending, Saved, saved_at
 from .solvers.state import SlowFlow, SlowState, State
 
 PATIENCE = 100  # rejected steps beyond those accepted; smooth flows reject fewer than they accept
 ENDLESS = np.iinfo(np.int32).max
-SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0  # of a step's length, as ever
 
 
 class Limits(NamedTuple):
@@ -68,8 +68,8 @@ def advance(
     """The flow from `interval[0]` to `interval[1]`, or until it rests: the states at `times`, leaves (T, ...), of which
     those that were not reached are state0, and the end.
 
-    Steps h ← SAFETY h ratio^(−1/order) for the root mean square `ratio` of the solver's scaled errors. A solver that
-    `lands` ends a whole number of steps on each of the times, and between the others interpolates.
+    Steps h ← h `step_factor` for the root mean square of the solver's scaled errors. A solver that `lands` ends a whole
+    number of steps on each of the times; the others are interpolated.
     """
     t0, t1 = interval
     terms, meter = dfx.ODETerm(SlowFlow(slow)), dfx.NoProgressMeter() if shown is None else shown
@@ -85,8 +85,7 @@ def advance(
         new, error, dense, memory, _ = solver.step(terms, at.t, end, at.state, None, at.memory, False)
         ratio = _root_mean_square(error)
         taken = ratio < 1
-        factor = SAFETY * jnp.maximum(ratio, jnp.finfo(ratio.dtype).tiny) ** (-1 / order)
-        factor = jnp.clip(factor, jnp.where(taken, 1.0, SHRINK), GROW)
+        factor = step_factor(ratio, taken, order)
         row, rows = at.row, at.rows
         if times.size:
             between = solver.interpolation_cls(t0=at.t, t1=end, **dense).evaluate
