@@ -34,7 +34,7 @@ from slowsde.dynamics.diffusion import solve_sde, step_grid
 from slowsde.dynamics.slow_sde import slow_sde
 from slowsde.dynamics.solvers.brownian import step_keys
 from slowsde.dynamics.start import start_on_manifold
-from slowsde.support.progress import meter
+from slowsde.support.pieces import Pieces
 
 KEY, T = jr.key(0), 0.1
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
@@ -167,10 +167,10 @@ def report(name: str, case: Any, make_step: Any, paths: int, steps: int, saves: 
         factor = slow.sde.factor(start.point)
         x, v = start.point, ravel_pytree(v0)[0]
         by_hand = scan(make_step(slow.sde, factor), x, v, step_keys(KEY, grid, h), h, factor.shape[1], paths)
-        state, shown = slow.initial(start.point, v0), meter("", False)
+        state = slow.initial(start.point, v0)
 
         def solver() -> Any:
-            return solve_sde(slow, state, KEY, times, grid, h, paths=paths, shown=shown)
+            return solve_sde(slow, state, KEY, times, grid, h, paths=paths, pieces=Pieces("", False))
 
         same = np.max(np.abs(np.asarray(solver()[0].x[:, -1] - by_hand()[0])))
         assert same < 1e-9, f"the paths differ by {same}"

@@ -30,7 +30,7 @@ from .runs.discrete import run_discrete
 from .runs.resume import resume
 from .runs.simulate import simulate
 from .runs.stationary import StationaryPoint, stationary_point
-from .runs.trajectory import RunError, Trajectory, load
+from .runs.trajectory import Interrupted, RunError, Trajectory, load
 from .studies.comparison import Comparison, compare
 from .studies.convergence import ConvergenceStudy, convergence_study
 from .studies.extrapolation import WeakEstimate, weak_estimate
@@ -50,6 +50,7 @@ __all__ = [
     "Derivation",
     "EmpiricalRisk",
     "GaussianNoise",
+    "Interrupted",
     "LabelNoise",
     "LeastSquares",
     "MinibatchNoise",

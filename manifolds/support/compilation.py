@@ -47,6 +47,27 @@ def compiled_once(function: Function) -> Function:
     return compiled(function, once=True)
 
 
+def form_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`equinox.filter_eval_shape` of a function, traced once for arguments of the same forms and static parts.
+
+    Example:
+        >>> form_of(lambda x: 2 * x)(jnp.ones(2))
+        ShapeDtypeStruct(shape=(2,), dtype=float32)
+    """
+
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def traced(arrays: Any, rest: tuple[Any, ...], form: Any) -> Any:
+        return function(*eqx.combine(arrays, jax.tree.unflatten(form, rest)))
+
+    @functools.wraps(function)
+    def wrapped(*args: Any) -> Any:
+        arrays, rest = eqx.partition(args, eqx.is_array)
+        leaves, form = jax.tree.flatten(rest)
+        return traced.eval_shape(arrays, tuple(leaves), form)
+
+    return wrapped
+
+
 @functools.cache
 def _options(backend: str, once: bool) -> dict[str, Any]:
     """Keywords of `jax.jit`; none where this version of XLA does not know the options."""

@@ -10,12 +10,14 @@ from jaxtyping import Array, PRNGKeyArray
 from manifolds.support.arrays import filled
 from manifolds.support.precision import on_device
 
-from .ensemble import block_size, map_paths
+from ..support.pieces import Pieces
+from .ensemble import block_size
+from .marching import march_paths
 from .solve import Ending, Saved
 from .solvers.brownian import StepBrownianPath, step_keys
 from .solvers.euler import ManifoldEuler
 from .solvers.state import SlowDiffusion, SlowFlow, SlowState, State
-from .stepping import march
+from .stepping import March, march
 
 SINGULAR = 30.0  # the contrast, see `flow.Scales`, from which on the steps of an SDE are graded at the start
 
@@ -30,32 +32,45 @@ def solve_sde(
     *,
     paths: int,
     stride: int = 1,
-    shown: dfx.AbstractProgressMeter[Any],
+    pieces: Pieces,
+    stage: str = "paths",
 ) -> tuple[Saved, Ending]:
     """`paths` paths of the slow SDE by tangential Euler steps on every stride-th knot of the grid.
 
     Those knots contain the saved times. `states` is one state to start from, or one for each path with leaves
     (paths, ...). The noise belongs to `grid`, of nominal step dt: a stride leaves the Brownian paths as they are.
     """
+    states = jax.tree.map(np.asarray, states)
     x0 = states[0] if states[0].ndim == 1 else states[0][0]
     if states[0].ndim == 1:
         states = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (paths, *leaf.shape)), states)
-    stops = np.searchsorted(grid[::stride], times)
+    knots = grid[::stride]
     # Of lengths that are powers of two, so that another number of steps or of times seldom compiles anew.
     keys = step_keys(key, filled(grid), dt)  # of the float64 grid, before it is cast: a run in float32 has the same
-    given = on_device((filled(grid).astype(states[0].dtype), filled(stops), np.asarray(times.size)))
-    shared = slow, keys, given, stride
-    numbered = np.arange(paths), states
-    saved, ending = map_paths(_path, shared, numbered, block_size(slow.sde, x0, eigenpairs=True), shown=shown)
-    return jax.tree.map(lambda leaf: leaf[:, : times.size], saved), ending
+    shared = slow, keys, on_device(filled(grid).astype(x0.dtype)), stride
+    first, stops = (np.arange(paths), March.begun(states)), np.searchsorted(knots, times)
+    size = block_size(slow.sde, x0, eigenpairs=True)
+    saved, (_, end), reached = march_paths(_path, shared, first, 0, stops, size, pieces, stage)
+    arrived = np.all(np.isfinite(saved.residual) | ~reached, axis=1)
+    none = np.zeros(paths, bool)
+    return saved, Ending(
+        time=knots[end.k],
+        state=end.state,
+        failed=~(end.good & arrived),
+        too_long=none,
+        jumped=end.jumped,
+        chattered=none,
+        steps=end.k,
+    )
 
 
-def _path(shared: Any, numbered: tuple[Array, State], shown: dfx.AbstractProgressMeter[Any]) -> tuple[Saved, Ending]:
-    (slow, keys, (grid, stops, count), stride), (index, state) = shared, numbered
-    columns = jax.eval_shape(slow.sde.factor, state[0]).shape[1]
+def _path(shared: Any, numbered: tuple[Array, March], shown: Any) -> tuple[tuple[Array, March], Saved]:
+    ((slow, keys, grid, stride), window), (index, at) = shared, numbered
+    columns = jax.eval_shape(slow.sde.factor, at.state[0]).shape[1]
     noise = StepBrownianPath(grid, keys, index, columns, stride)
     terms = dfx.MultiTerm(dfx.ODETerm(SlowFlow(slow)), dfx.ControlTerm(SlowDiffusion(slow), noise))
-    return march(slow, ManifoldEuler(slow), terms, state, grid[::stride], stops, count, shown)
+    at, rows = march(slow, ManifoldEuler(slow), terms, at, grid[::stride], window)
+    return (index, at), rows
 
 
 def step_grid(times: np.ndarray, t0: float, t1: float, dt: float, fast: float = np.inf) -> np.ndarray:

@@ -46,6 +46,21 @@ def digests(problem: AbstractProblem, optimizer: AGM, params: PyTree, *, known: 
     return found | {"jax": jax.__version__}
 
 
+def drawn_digest(sde: SlowSDE, x: Any) -> str:
+    """A digest of how stochastic gradients are drawn, which the slow SDE does not tell."""
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+    return traced_digest(sde.stochastic_gradient, jax.ShapeDtypeStruct(x.shape, x.dtype), key)
+
+
+def arrays_digest(arrays: PyTree) -> str:
+    """A digest of the bytes of arrays."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(arrays):
+        known = np.asarray(leaf)
+        found.update(f"{known.dtype}{known.shape}".encode() + known.tobytes())
+    return found.hexdigest()[:16]
+
+
 def differences(one: Any, other: Any) -> list[str]:
     """In which parts two runs differ, in words; none where digests are missing, or are of other versions of JAX."""
     if not (isinstance(one, dict) and isinstance(other, dict)) or one.get("jax") != other.get("jax"):
@@ -65,7 +80,12 @@ def _moves(sde: SlowSDE, x: Any) -> Any:
 def _digest(function: Callable[[SlowSDE, Any], Any], sde: SlowSDE, x: Any) -> str:
     # Numbers of no consequence here must not be among its arrays.
     sde = eqx.tree_at(lambda s: s.optimizer.b1, sde, 0.0)
-    closed = jax.make_jaxpr(lambda x: function(sde, x))(x)
+    return traced_digest(lambda x: function(sde, x), x)
+
+
+def traced_digest(function: Callable[..., Any], *shapes: Any) -> str:
+    """A digest of what JAX traces of a function, and of the arrays that it holds."""
+    closed = jax.make_jaxpr(function)(*shapes)
     found = hashlib.sha256(ADDRESS.sub("", str(closed.jaxpr)).encode())
     for array in closed.consts:
         known = np.asarray(array)

@@ -23,7 +23,7 @@ from jaxtyping import Array, PyTree
 from manifolds.metrics.abstract import AbstractMetric
 from manifolds.metrics.diagonal import Identity
 from manifolds.support.blocks import batches_well
-from manifolds.support.compilation import compiled
+from manifolds.support.compilation import compiled, form_of
 
 from ..support.progress import part_of
 from .slow_sde import SlowSDE
@@ -70,20 +70,29 @@ def map_paths(
     """
     arguments = jax.tree.map(np.asarray, arguments)
     count = jax.tree.leaves(arguments)[0].shape[0]
-    blocks = -(-count // size)
-    # Whole blocks go to processes: a block cut in two would round differently.
-    each = -(-blocks // jax.process_count())
-    # Where blocks are fewer than places for them, some processes compute the last one once more: shapes stay alike.
-    mine = np.minimum(jax.process_index() * each + np.arange(each), blocks - 1)
+    mine = blocks_of_process(-(-count // size))
     index = np.minimum(mine[:, None] * size + np.arange(size), count - 1)
     # The last block is filled up with copies of the last path: a shorter one would be another program with other
     # rounding. (One path of a small problem so costs a whole block.)
     found = _on_devices(function, shared, jax.tree.map(lambda leaf: leaf[index], arguments), depth, shown)
+    return gathered(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found), count)
+
+
+def blocks_of_process(blocks: int) -> np.ndarray:
+    """The numbers of the blocks that this process computes, as many as any other does."""
+    # Whole blocks go to processes: a block cut in two would round differently.
+    each = -(-blocks // jax.process_count())
+    # Where blocks are fewer than places for them, some processes compute the last one once more: shapes stay alike.
+    return np.minimum(jax.process_index() * each + np.arange(each), blocks - 1)
+
+
+def gathered(found: PyTree, count: int) -> PyTree:
+    """The first `count` paths of all processes, of leaves (paths of this process, ...)."""
     if jax.process_count() > 1:
         found = multihost_utils.process_allgather(found)
         found = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), found)
     # Nothing is summed here: sums over paths, whose order could matter, are NumPy's, of gathered results.
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
+    return jax.tree.map(lambda leaf: leaf[:count], found)
 
 
 def map_points(function: Callable[[Any, Any, Any], PyTree], shared: PyTree, points: PyTree, size: int) -> PyTree:
@@ -96,8 +105,8 @@ def map_points(function: Callable[[Any, Any, Any], PyTree], shared: PyTree, poin
 
 def block_size(sde: SlowSDE, x: Array, *, eigenpairs: bool) -> int:
     """Paths in a block, a power of two; 1 where large eigenpairs may not be batched (`manifolds.support.blocks`)."""
-    platform = _devices()[0].platform
-    factor, spectrum, metric = eqx.filter_eval_shape(_sizes, sde, x)
+    platform = devices_here()[0].platform
+    factor, spectrum, metric = _sizes(sde, x)
     # By the size of B, p·r, the largest array of a path. A power of two, so that few sizes of programs exist.
     many, few = (bound // factor.size for bound in NUMBERS.get(platform, NUMBERS_ELSEWHERE))
     size = _power_of_two(min(max(many, 8), few, MOST.get(platform, MOST_ELSEWHERE)))
@@ -120,8 +129,8 @@ def points_side_by_side(sde: SlowSDE, x: Array) -> int:
     return few if few == 1 else max(few, min(64, block_size(sde, x, eigenpairs=False)))
 
 
-@compiled
-def _sizes(sde: SlowSDE, x: Array) -> tuple[Array, Array, AbstractMetric | None]:
+@form_of
+def _sizes(sde: SlowSDE, x: Array) -> tuple[Any, Any, AbstractMetric | None]:
     if sde.problem.noise is None:  # points of a run without noise
         return x, sde.loss.normal_space(x, Identity()).values, None
     return sde.factor(x), sde.loss.normal_space(x, Identity()).values, sde.metric(sde.equilibrium(x))
@@ -131,7 +140,7 @@ def _power_of_two(most: int) -> int:
     return 1 << (max(most, 1).bit_length() - 1)
 
 
-def _devices() -> list[Any]:
+def devices_here() -> list[Any]:
     """The devices of this process, or the one that `jax.default_device` asks for."""
     # A mesh names its devices, so that `jax.default_device` has to be asked for here.
     chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
@@ -149,17 +158,13 @@ def _on_devices(
 ) -> PyTree:
     """Blocks of arguments, leaves (blocks, size, ...), over the devices of this process; results in the same order."""
     blocks = jax.tree.leaves(arguments)[0].shape[0]
-    devices = _devices()[:blocks]
+    devices = devices_here()[:blocks]
     each = -(-blocks // len(devices))
     rounds = -(-each // depth)
-    # Made by hand: the axes of `jax.make_mesh` are Explicit ones, with which Diffrax fails.
-    mesh = Mesh(np.array(devices), (AXIS,))
-    arrays, rest = eqx.partition(shared, eqx.is_array)
-    # Copied to all devices once, not with every round.
-    shared = eqx.combine(jax.device_put(arrays, NamedSharding(mesh, P())), rest)
+    mesh, shared = spread(shared, devices)
     first = each * np.arange(len(devices))  # device d computes the blocks from first[d] on, `depth` in each round
     many = np.clip(blocks - first, 0, each)
-    compute = _points if depth > 1 else _paths
+    compute = _points if depth > 1 else paths_on_devices
     results = []
     for number in range(rounds):
         slots = number * depth + np.arange(depth)
@@ -174,6 +179,15 @@ def _on_devices(
     device, slot = block // each, block % each
     at = slot // depth, device, slot % depth
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves])[at], *results)
+
+
+def spread(shared: PyTree, devices: list[Any]) -> tuple[Mesh, PyTree]:
+    """The mesh of these devices, and what all paths share, copied to each of them."""
+    # Made by hand: the axes of `jax.make_mesh` are Explicit ones, with which Diffrax fails.
+    mesh = Mesh(np.array(devices), (AXIS,))
+    arrays, rest = eqx.partition(shared, eqx.is_array)
+    # Once, not with every round.
+    return mesh, eqx.combine(jax.device_put(arrays, NamedSharding(mesh, P())), rest)
 
 
 def _round(
@@ -222,4 +236,4 @@ def _round(
 
 # Where XLA's older code fuses, rounding depends on what stands beside: on a path with 64 steps a step rounds otherwise
 # than on one with 32, and a run in chunks is not the run. Points are computed in batches of one shape.
-_paths, _points = eqx.filter_jit(_round), compiled(_round)
+paths_on_devices, _points = eqx.filter_jit(_round), compiled(_round)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -12,16 +12,18 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from manifolds.support.arrays import filled
-from manifolds.support.compilation import compiled, compiled_once
+from manifolds.support.compilation import compiled, compiled_once, form_of
 from manifolds.support.precision import on_device, to_numpy
 
+from ..support.pieces import Pieces
 from .solve import Ending, Method, Saved, Solved, kink_of, saved_at
 from .solvers.explicit import ReturningSolver
 from .solvers.implicit import ExtrapolatedImplicit
-from .solvers.state import SlowState, State
-from .stepping import ENDLESS, PATIENCE, Limits, advance
+from .solvers.state import SlowFlow, SlowState, State
+from .stepping import ENDLESS, PATIENCE, Limits, Way, advance, ending_of, unfinished, way_from
 
-T = TypeVar("T")
+# Of a flow on its way, as many steps as this and with that patience: where it is, whether at its end, and how far.
+Stretch = Callable[[Way, int, int], tuple[Way, bool, float | str]]
 
 
 def follow(
@@ -30,7 +32,8 @@ def follow(
     times: np.ndarray,
     interval: tuple[float, float],
     method: Method,
-    shown: dfx.AbstractProgressMeter[Any],
+    pieces: Pieces,
+    stage: str = "flow",
 ) -> Solved:
     """The slow ODE of noise that does not diffuse, by "tsit5", "implicit" or "auto", saved at `times`.
 
@@ -39,28 +42,54 @@ def follow(
     """
     dtype, scales = state0[0].dtype, start_scales(slow, state0)
     chosen = chosen_solver(slow, state0, method.solver, scales)
-    length = interval[1] - interval[0]
+    t0, t1 = interval
     # A singular start needs steps that are short against its own scale of time, in which v grows and S falls.
-    shortest = 10 * float(jnp.finfo(dtype).eps) * length * min(1.0, scales.contrast**-2)
-    numbers = first_step(scales, length), above_rounding(method.rtol, dtype), shortest
+    shortest = 10 * float(jnp.finfo(dtype).eps) * (t1 - t0) * min(1.0, scales.contrast**-2)
     # The times filled, so that another number of them seldom compiles anew.
-    given = on_device([np.asarray(number, dtype) for number in (filled(times), interval, *numbers)])
-    solve = partial(_flow, slow, state0, *given, chosen=chosen, max_steps=method.max_steps, shown=shown)
-    found = patiently(slow, solve, lambda found: found[1])
+    rows, limits = filled(times), limits_of(shortest, method.max_steps, dtype)
+    numbers = on_device([np.asarray(number, dtype) for number in (rows, t1, above_rounding(method.rtol, dtype))])
+
+    def flow(way: Way, bound: int, patience: int, save: bool = False) -> tuple[Way, Array, Saved, Ending]:
+        limited, save_now = limits(bound, patience), on_device(np.asarray(save))
+        return _flow(way, slow, *numbers, limited, save_now, chosen=chosen)  # pyright: ignore[reportCallIssue]
+
+    def on(way: Way, steps: int, patience: int) -> tuple[Way, bool, float]:
+        way, finished, *_ = flow(way, int(way.count) + steps, patience)
+        return way, bool(finished), (float(way.t) - t0) / (t1 - t0)
+
+    first = way_from(state0, chosen.memory(slow, state0), t0, first_step(scales, t1 - t0), rows)
+    way, patience = patiently(slow, first, on, pieces, stage)
+    _, _, *found = flow(way, 0, patience, save=True)
     saved, ending = jax.tree.map(lambda leaf: np.asarray(leaf)[None], found)
     saved = jax.tree.map(lambda leaf: leaf[:, : times.size], saved)
     return Solved(times, saved, ending, chosen.stats())
 
 
-def patiently(slow: SlowState, solve: Callable[[Array], T], ending: Callable[[T], Ending]) -> T:
-    """What `solve(patience)` finds, of which `ending` is the end of its one path, without leading axis.
+def limits_of(shortest: float, max_steps: int, dtype: Any) -> Callable[[int, int], Limits]:
+    """The `Limits` of a flow, once a bound on its steps and a patience are given."""
+
+    def limits(bound: int, patience: int) -> Limits:
+        numbers = np.asarray(shortest, dtype), *(np.asarray(number) for number in (patience, max_steps, bound))
+        return Limits(*on_device(numbers))
+
+    return limits
+
+
+def patiently(
+    slow: SlowState,
+    first: Way,
+    on: Callable[[Way, int, int], tuple[Way, bool, float | str]],
+    pieces: Pieces,
+    stage: str,
+) -> tuple[Way, int]:
+    """Where on(way, steps, patience) leads to from `first`, in pieces, and the patience that it took.
 
     With an end to patience first, as a flow would slide along a kink for ever; without one where the loss is smooth.
     """
-    found = solve(on_device(np.asarray(PATIENCE)))
-    if bool(ending(found).chattered) and kink_of(slow, ending(found)) is None:
-        return solve(on_device(np.asarray(ENDLESS)))
-    return found
+    way = pieces.carry_out(stage, first, lambda way, steps: on(way, steps, PATIENCE))
+    if pieces.interrupted or int(way.excess) <= PATIENCE or kink_of(slow, way.state, way.t) is not None:
+        return way, PATIENCE
+    return pieces.carry_out(f"{stage}, on", way, lambda way, steps: on(way, steps, ENDLESS)), ENDLESS
 
 
 def above_rounding(rtol: float, dtype: Any) -> float:
@@ -98,6 +127,16 @@ class Chosen(NamedTuple):
             return ReturningSolver(dfx.Tsit5(), slow, rtol)
         return ExtrapolatedImplicit(slow, rtol, coupled=self.coupled)
 
+    def memory(self, slow: SlowState, state: State) -> Any:
+        """The shapes and types of what the solver remembers from step to step."""
+        return _remembered(self, slow, state)
+
+
+@form_of
+def _remembered(chosen: Chosen, slow: SlowState, state: State) -> Any:
+    t = jnp.zeros((), state[0].dtype)
+    return chosen.made(slow, t).init(dfx.ODETerm(SlowFlow(slow)), t, t, state, None)
+
 
 def chosen_solver(slow: SlowState, state: State, solver: str, scales: Scales) -> Chosen:
     """What `solver` stands for here; ValueError if it is implicit and the steps cannot be damped.
@@ -109,8 +148,7 @@ def chosen_solver(slow: SlowState, state: State, solver: str, scales: Scales) ->
     sde, x = slow.sde, state[0]
     if not sde.has_sharpness or solver == "tsit5":
         return Chosen("tsit5")
-    damped = eqx.filter_eval_shape(lambda slow, state: slow.sde.metric(slow.v(state)).damped(state[0]), slow, state)
-    diagonal = damped is not None
+    diagonal = _damped(slow, state) is not None
     whole = sde.loss.has_whole_curvature(x)
     if whole and (not diagonal or scales.couples):
         return Chosen("implicit", coupled=True)
@@ -122,6 +160,11 @@ def chosen_solver(slow: SlowState, state: State, solver: str, scales: Scales) ->
             "residuals and p parameters with m p³ ≤ 5e8); use 'auto'."
         )
     return Chosen("tsit5")
+
+
+@form_of
+def _damped(slow: SlowState, state: State) -> Any:
+    return slow.sde.metric(slow.v(state)).damped(state[0])
 
 
 def start_scales(slow: SlowState, state: State) -> Scales:
@@ -151,27 +194,25 @@ def first_step(scales: Scales, length: float) -> float:
     return min(length, 0.01 * min(scales.crossing, scales.falling))
 
 
-# Of functions of a `SlowState` and more.
-compiled_by_size = partial(compiled, once=lambda slow, *_, **__: slow.sde.loss.is_small)
+# Of functions of where a flow is, of a `SlowState`, and of more.
+compiled_by_size = partial(compiled, once=lambda _, slow, *__, **___: slow.sde.loss.is_small)
 
 
 @compiled_by_size
 def _flow(
+    way: Way,
     slow: SlowState,
-    state0: State,
     times: Float[Array, " T"],
-    interval: Float[Array, " 2"],
-    h0: Array,
+    t1: Array,
     rtol: Array,
-    shortest: Array,
-    patience: Array,
+    limits: Limits,
+    save: Array,
     *,
     chosen: Chosen,
-    max_steps: int,
-    shown: dfx.AbstractProgressMeter[Any],
-) -> tuple[Saved, Ending]:
-    solver, limits, ends = chosen.made(slow, rtol), Limits(shortest, patience, max_steps), (interval[0], interval[1])
-    rows, ending = advance(slow, solver, state0, ends, h0, times, limits, lands=chosen.lands, shown=shown)
+) -> tuple[Way, Array, Saved, Ending]:
+    """The flow on its way, as its limits allow; whether it is finished; what was saved, if it is to `save`; its end."""
+    way = advance(slow, chosen.made(slow, rtol), way, t1, times, limits, lands=chosen.lands)
+    ending = ending_of(way, t1, limits)
 
     def saved(state: State) -> Saved:
         regular = jnp.asarray(True)
@@ -181,9 +222,10 @@ def _flow(
         return eqx.tree_at(lambda s: s.residual, found, jnp.where(regular, found.residual, jnp.nan))
 
     # Here, not in the loop: what is saved is computed in one place, and for a time that was reached.
-    reached = (times <= ending.time) & jnp.append(True, times[1:] > times[:-1])
-    form = jax.eval_shape(saved, state0)
+    reached = (times <= ending.time) & jnp.append(True, times[1:] > times[:-1]) & save
+    form = jax.eval_shape(saved, way.state)
     none = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.inf, leaf.dtype), form)
-    found = jax.lax.map(lambda row: jax.lax.cond(row[0], saved, lambda _: none, row[1]), (reached, rows))
+    found = jax.lax.map(lambda row: jax.lax.cond(row[0], saved, lambda _: none, row[1]), (reached, way.rows))
     lost = jnp.any(reached & ~jnp.isfinite(found.residual))
-    return found, eqx.tree_at(lambda e: e.failed, ending, ending.failed | lost)
+    ending = eqx.tree_at(lambda e: e.failed, ending, ending.failed | lost)
+    return way, ~unfinished(way, t1, limits), found, ending

@@ -7,10 +7,8 @@ evolution relaxation; Kelley and Keyes, SIAM J. Numer. Anal. 35, 1998). With h l
 quadratic model of ⟨H, S⟩ on Γ at the S of where it starts: Newton's step for SGD, iterative reweighting for Adam.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,6 +18,7 @@ from jaxtyping import Array
 from manifolds.support.compilation import compiled_once
 from manifolds.support.precision import on_device, to_numpy
 
+from ..support.pieces import Pieces
 from .flow import (
     Chosen,
     Scales,
@@ -28,6 +27,7 @@ from .flow import (
     compiled_by_size,
     first_step,
     follow,
+    limits_of,
     patiently,
     start_scales,
 )
@@ -35,7 +35,7 @@ from .result import Result
 from .solve import Ending, Method, Saved, Solved, saved_at
 from .solvers.implicit import ExtrapolatedImplicit
 from .solvers.state import SlowState, State
-from .stepping import Limits, advance
+from .stepping import Limits, Way, advance, ending_of, unfinished, way_from
 
 NEARLY = 100.0  # a flow is nearly still at a stillness of this many tolerances rtol: it wanders at 20 of them
 FAR = 1e3  # a flow that has gone this many times its size at the start leaves for infinity
@@ -55,24 +55,25 @@ class Rest(NamedTuple):
     escapes: bool  # whether it leaves for infinity
 
 
-def follow_to_rest(
-    slow: SlowState, state0: State, t0: float, count: int, method: Method, shown: dfx.AbstractProgressMeter[Any]
-) -> Solved:
+def follow_to_rest(slow: SlowState, state0: State, t0: float, count: int, method: Method, pieces: Pieces) -> Solved:
     """The slow ODE until it is stationary, saved at `count` times of the way, the last of them its end."""
     scales = start_scales(slow, state0)
     chosen = chosen_solver(slow, state0, method.solver, scales)
-    rest = solve_to_rest(slow, state0, t0, method, chosen, scales)
+    rest = solve_to_rest(slow, state0, t0, method, chosen, scales, pieces)
     t1 = float(rest.ending.time)
     times = graded_times(t0, t1, count)
-    if count == 2:  # nothing between start and end is asked for
+    if count == 2 or pieces.interrupted:  # nothing between start and end is asked for, or there is no time
+        times = times[[0, -1]]
         found = _start_and_end(slow, state0, rest.ending, times, chosen)
     else:
         # Over the same stretch, but with ends of steps on the saved times.
-        found = follow(slow, state0, times, (t0, t1), method._replace(max_steps=2 * method.max_steps + count), shown)
+        longer = method._replace(max_steps=2 * method.max_steps + count)
+        found = follow(slow, state0, times, (t0, t1), longer, pieces, "flow to rest")
         found = found._replace(saved=_with_last(slow, found.saved, rest.ending.state))
         if bool(rest.ending.chattered):  # at a kink, which the second flow may not have met before its end
             found = found._replace(ending=_leading(rest.ending))
     moving = Result.ESCAPES if rest.escapes else Result.NOT_STATIONARY
+    moving = Result.INTERRUPTED if pieces.interrupted else moving
     verdict = Result.SUCCESS if rest.still else moving
     about = found.stats | (_direction(slow, state0, rest.ending.state) if verdict == Result.ESCAPES else {})
     return found._replace(verdict=verdict, stats=about)
@@ -113,7 +114,9 @@ def _leading(ending: Ending) -> Ending:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[None], ending)
 
 
-def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, chosen: Chosen, scales: Scales) -> Rest:
+def solve_to_rest(
+    slow: SlowState, state0: State, t0: float, method: Method, chosen: Chosen, scales: Scales, pieces: Pieces
+) -> Rest:
     """The slow ODE until it is stationary to `tol` (see `SlowSDE.stillness`), leaves, or takes too long."""
     dtype = state0[0].dtype
     rtol, tol = above_rounding(method.rtol, dtype), max(method.tol, 1e3 * float(jnp.finfo(dtype).eps))
@@ -122,9 +125,23 @@ def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, cho
     # A flow without an implicit step has nothing but a tighter tolerance to come to rest by.
     nearly = max(tol, NEARLY * rtol) if implicit else tol
     rtol = rtol if implicit else above_rounding(min(rtol, tol / NEARLY), dtype)
-    numbers = on_device([np.asarray(number, dtype) for number in (t0, first_step(scales, np.inf), rtol, nearly)])
-    solve = partial(_until_still, slow, state0, *numbers, chosen=chosen, max_steps=method.max_steps)
-    ending, escapes = patiently(slow, solve, lambda found: found[0])
+    h0 = first_step(scales, np.inf)
+    numbers = on_device([np.asarray(number, dtype) for number in (t0, rtol, nearly)])
+    limits = limits_of(float(jnp.finfo(dtype).eps) * h0, method.max_steps, dtype)
+
+    def flow(way: Way, bound: int, patience: int) -> tuple[Way, Array, Ending, Array]:
+        given = slow, state0, *numbers, limits(bound, patience)
+        return _until_still(way, *given, chosen=chosen)  # pyright: ignore[reportCallIssue]
+
+    def on(way: Way, steps: int, patience: int) -> tuple[Way, bool, str]:
+        way, finished, *_ = flow(way, int(way.count) + steps, patience)
+        return way, bool(finished), f"{int(way.count)} of at most {method.max_steps} steps"
+
+    first = way_from(state0, chosen.memory(slow, state0), t0, h0, np.zeros(0))
+    way, patience = patiently(slow, first, on, pieces, "until still")
+    _, _, ending, escapes = flow(way, 0, patience)
+    if pieces.interrupted:
+        return Rest(ending, False, False)
 
     def still_at(state: State) -> float:
         return float(stillness(slow, state0[0], state, ending.time)[1])
@@ -139,9 +156,14 @@ def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, cho
     vanished = _without_vanished(slow, ending.state, state0)
     if vanished is not None and still_at(vanished) <= tol:
         return Rest(eqx.tree_at(lambda e: e.state, ending, vanished), True, False)
-    first = Search.begun(ending.state, begun)
-    numbers = on_device([np.asarray(number, dtype) for number in (rtol, nearly, tol)])
-    found = _search(slow, first, state0, ending.time, *numbers, chosen=last)
+    tolerances = tuple(on_device([np.asarray(number, dtype) for number in (rtol, nearly, tol)]))
+
+    def search(at: Search, steps: int) -> tuple[Search, bool, str]:
+        bound = on_device(np.asarray(int(at.count) + steps))
+        at, finished = _search(at, slow, state0, ending.time, tolerances, bound, chosen=last)
+        return at, bool(finished), f"{int(at.count)} of at most {CONTINUED} steps of the search for its rest"
+
+    found = pieces.carry_out("search", Search.begun(ending.state, begun), search)
     still = bool(found.stillness <= tol) or bool(found.there)
     # What is zero to rounding is zero at the end of the flow, if that is as still.
     zeros = _zeros(found.state)
@@ -155,18 +177,18 @@ def solve_to_rest(slow: SlowState, state0: State, t0: float, method: Method, cho
 
 @compiled_by_size
 def _until_still(
+    way: Way,
     slow: SlowState,
     state0: State,
     t0: Array,
-    h0: Array,
     rtol: Array,
     nearly: Array,
-    patience: Array,
+    limits: Limits,
     *,
     chosen: Chosen,
-    max_steps: int,
-) -> tuple[Ending, Array]:
-    """The end of a flow that is nearly still or leaves, and whether it leaves."""
+) -> tuple[Way, Array, Ending, Array]:
+    """The flow on its way to where it is nearly still or leaves, as its limits allow; whether it is finished; its end;
+    whether it leaves."""
     size = jnp.linalg.norm(state0[0])
     crossing = slow.sde.crossing_time(state0[0], slow.sde.metric(slow.v(state0)))
 
@@ -177,14 +199,15 @@ def _until_still(
         return (_stillness(slow, t, state, state0) <= nearly) | left(t, state)
 
     never, solver, none = jnp.full_like(t0, jnp.inf), chosen.made(slow, rtol), jnp.zeros(0, t0.dtype)
-    limits = Limits(jnp.finfo(h0.dtype).eps * h0, patience, max_steps)
-    _, ending = advance(slow, solver, state0, (t0, never), h0, none, limits, lands=chosen.lands, until=at_rest)
-    return ending, left(ending.time, ending.state)
+    way = advance(slow, solver, way, never, none, limits, lands=chosen.lands, until=at_rest)
+    ending = ending_of(way, never, limits)
+    return way, ~unfinished(way, never, limits), ending, left(ending.time, ending.state)
 
 
 class Search(NamedTuple):
     """The state of the search for a rest."""
 
+    begin: State  # where it began
     state: State
     h: Array  # the length of the next step
     stillness: Array
@@ -197,22 +220,31 @@ class Search(NamedTuple):
         """The search from a state, of which the length of the first step is not known yet."""
         dtype = state[0].dtype
         still, one = on_device((np.asarray(stillness, dtype), np.ones((), dtype)))
-        return cls(state, one, still, one, *on_device((np.asarray(False), np.asarray(0))))
+        return cls(state, state, one, still, one, *on_device((np.asarray(False), np.asarray(0))))
 
 
 @compiled_by_size
 def _search(
-    slow: SlowState, first: Search, state0: State, t: Array, rtol: Array, nearly: Array, tol: Array, *, chosen: Chosen
-) -> Search:
-    """Plain implicit steps from where the flow is nearly still until it is still."""
-    crossing = slow.sde.crossing_time(first.state[0], slow.sde.metric(slow.v(first.state)))
-    first = first._replace(h=0.1 * crossing)
+    first: Search,
+    slow: SlowState,
+    state0: State,
+    t: Array,
+    tolerances: tuple[Array, ...],
+    bound: Array,
+    *,
+    chosen: Chosen,
+) -> tuple[Search, Array]:
+    """Plain implicit steps from where the flow is nearly still until it is still, or to number `bound`; and whether
+    they have come to an end."""
+    rtol, nearly, tol = tolerances
+    crossing = slow.sde.crossing_time(first.begin[0], slow.sde.metric(slow.v(first.begin)))
+    first = first._replace(h=jnp.where(first.count == 0, 0.1 * crossing, first.h))
     if not chosen.coupled:  # there multipliers of what vanishes would be noise in the exact Hessian
         slow = eqx.tree_at(lambda s: s.sde.loss, slow, slow.sde.loss.at_singular_ends())
     solver = ExtrapolatedImplicit(slow, rtol, coupled=chosen.coupled)
     rounded = ROUNDED * jnp.finfo(state0[0].dtype).eps ** 0.5
 
-    def unfinished(at: Search) -> Array:
+    def goes_on(at: Search) -> Array:
         return (at.stillness > tol) & ~at.there & (at.count < CONTINUED) & (at.h > 1e-12 * crossing)
 
     def step(at: Search) -> Search:
@@ -227,11 +259,13 @@ def _search(
         # The less is left, the longer the steps, unless their length no longer matters: reweighting halves what is left
         # at any length, and longer steps lose digits (S spreads over decades).
         longer = jnp.where((left < 0.7) & (left > 0.95 * at.left), 1.0, jnp.clip(1.5 / left, 0.75, 15.0))
-        accepted = Search(new, jnp.minimum(at.h * longer, LONGEST * crossing), after, left, there, at.count + 1)
+        h = jnp.minimum(at.h * longer, LONGEST * crossing)
+        accepted = Search(at.begin, new, h, after, left, there, at.count + 1)
         refused = at._replace(h=at.h / 5, count=at.count + 1)
         return jax.tree.map(lambda a, b: jnp.where(taken, a, b), accepted, refused)
 
-    return jax.lax.while_loop(unfinished, step, first)
+    end = jax.lax.while_loop(lambda at: goes_on(at) & (at.count < bound), step, first)
+    return end, ~goes_on(end)
 
 
 def _without_vanished(slow: SlowState, state: State, start: State) -> State | None:

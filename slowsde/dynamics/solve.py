@@ -53,15 +53,15 @@ class Method(NamedTuple):
 
 
 class Ending(eqx.Module):
-    """How the paths ended, leaves (paths, ...)."""
+    """How the paths ended, leaves (paths, ...), of JAX or of NumPy."""
 
-    time: Float[Array, " paths"]
+    time: Float[Any, " paths"]
     state: State
-    failed: Bool[Array, " paths"]
-    too_long: Bool[Array, " paths"]
-    jumped: Bool[Array, " paths"]
-    chattered: Bool[Array, " paths"]
-    steps: Int[Array, " paths"]
+    failed: Bool[Any, " paths"]
+    too_long: Bool[Any, " paths"]
+    jumped: Bool[Any, " paths"]
+    chattered: Bool[Any, " paths"]
+    steps: Int[Any, " paths"]
 
 
 class Solved(NamedTuple):
@@ -84,16 +84,17 @@ def explained(slow: SlowState, ending: Ending) -> tuple[np.ndarray, Kink | None]
     codes = _plain_codes(slow, ending)
     kinks: list[Kink] = []
     for path in np.flatnonzero((codes != Result.SUCCESS) & (codes != Result.NON_FINITE))[:LOOKED_AT]:
-        kink = kink_of(slow, jax.tree.map(lambda leaf, path=path: jnp.asarray(leaf)[path], ending))
+        state, t = jax.tree.map(lambda leaf, path=path: jnp.asarray(leaf)[path], (ending.state, ending.time))
+        kink = kink_of(slow, state, t)
         if kink is not None:
             codes[path] = Result.KINK
             kinks.append(kink)
     return codes, kinks[0] if kinks else None
 
 
-def kink_of(slow: SlowState, ending: Ending) -> Kink | None:
-    """The kink of the loss at which a path (an `Ending` without leading axis) ended, along its drift."""
-    return find_kink(slow.sde.loss, ending.state[0], _drift(slow, ending.state, ending.time))
+def kink_of(slow: SlowState, state: State, t: Array) -> Kink | None:
+    """The kink of the loss at which a path is that goes no further, along its drift."""
+    return find_kink(slow.sde.loss, state[0], _drift(slow, state, t))
 
 
 @compiled_once

@@ -15,8 +15,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from manifolds.support.arrays import all_finite
+from manifolds.support.precision import on_device
 from manifolds.support.step_size import step_factor
 
+from .marching import Window
 from .solve import Ending, Saved, saved_at
 from .solvers.state import SlowFlow, SlowState, State
 
@@ -25,15 +27,16 @@ ENDLESS = np.iinfo(np.int32).max
 
 
 class Limits(NamedTuple):
-    """When a flow is given up: after too many steps, where they get too short, or where rejected steps outnumber
-    accepted ones by more than a patience, counted anew wherever the difference falls to 0.
+    """When a flow pauses, and when it is given up: after too many steps, where they get too short, or where rejected
+    steps outnumber accepted ones by more than a patience, counted anew wherever the difference falls to 0.
 
     A flow that meets a kink of its loss slides along it from side to side, two of three steps rejected, for ever.
     """
 
     shortest: Array
     patience: Array
-    max_steps: int
+    max_steps: Array
+    bound: Array  # the number of the step to pause at
 
 
 class Way(NamedTuple):
@@ -49,36 +52,39 @@ class Way(NamedTuple):
     fresh: Bool[Array, ""]  # whether the state is one that was not there before
     row: Int[Array, ""]  # of the next time to be saved
     rows: PyTree  # leaves (T, ...)
-    seen: Any  # the state of the progress meter
+
+
+def way_from(state0: State, memory: PyTree, t0: Any, h0: Any, times: np.ndarray) -> Way:
+    """The `Way` of a flow from state0 at t0, with nothing computed; of the memory shapes and types alone are taken."""
+    state0 = jax.tree.map(np.asarray, state0)
+    rows = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (times.size, *leaf.shape)), state0)
+    memory = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), memory)
+    start, h = np.asarray(t0, state0[0].dtype), np.asarray(h0, state0[0].dtype)
+    zero, no, yes = np.asarray(0), np.asarray(False), np.asarray(True)
+    row = np.asarray(np.sum(times <= t0))  # the start, where it is asked for
+    return Way(*on_device((start, h, state0, memory, zero, zero, no, yes, row, rows)))
 
 
 def advance(
     slow: SlowState,
     solver: Any,
-    state0: State,
-    interval: tuple[Array, Array],
-    h0: Array,
+    way: Way,
+    t1: Array,
     times: Float[Array, " T"],
     limits: Limits,
     *,
     lands: bool,
     until: Callable[[Array, State], Array] | None = None,
-    shown: dfx.AbstractProgressMeter[Any] | None = None,
-) -> tuple[State, Ending]:
-    """The flow from `interval[0]` to `interval[1]`, or until it rests: the states at `times`, leaves (T, ...), of which
-    those that were not reached are state0, and the end.
+) -> Way:
+    """The flow on its way to t1, or until it rests, or to its pause: the rows are the states at `times`,
+    of which those that were not reached are the state that it began from.
 
     Steps h ← h `step_factor` for the root mean square of the solver's scaled errors. A solver that `lands` ends a whole
     number of steps on each of the times; the others are interpolated.
     """
-    t0, t1 = interval
-    terms, meter = dfx.ODETerm(SlowFlow(slow)), dfx.NoProgressMeter() if shown is None else shown
+    terms = dfx.ODETerm(SlowFlow(slow))
     order = solver.order(terms)
     ends = jnp.append(times, t1) if lands else t1[None]
-
-    def unfinished(at: Way) -> Array:
-        gets_on = (at.h >= limits.shortest) & (at.excess <= limits.patience) & (at.count < limits.max_steps)
-        return ~at.rests & (at.t < t1) & gets_on
 
     def step(at: Way) -> Way:
         end = landing(at.t, at.h, ends)
@@ -95,8 +101,7 @@ def advance(
             lambda a, b: jnp.where(taken, a, b), (end, new, memory), (at.t, at.state, at.memory)
         )
         excess = jnp.where(taken, jnp.maximum(at.excess - 1, 0), at.excess + 1)
-        seen = meter.step(at.seen, (t - t0) / (t1 - t0))
-        return Way(t, factor * (end - at.t), state, memory, at.count + 1, excess, at.rests, taken, row, rows, seen)
+        return Way(t, factor * (end - at.t), state, memory, at.count + 1, excess, at.rests, taken, row, rows)
 
     def on(at: Way) -> Way:
         if until is None:
@@ -105,22 +110,31 @@ def advance(
         rests = jax.lax.cond(at.fresh, until, lambda *_: jnp.asarray(False), at.t, at.state)
         return jax.lax.cond(rests, lambda: at._replace(rests=rests), lambda: step(at))
 
-    no, zero = jnp.asarray(False), jnp.asarray(0)
-    rows = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (times.size, *leaf.shape)), state0)
-    row = jnp.asarray(jnp.sum(times <= t0), int)  # the start, where it is asked for
-    memory = solver.init(terms, t0, t0 + h0, state0, None)
-    first = Way(t0, h0, state0, memory, zero, zero, no, ~no, row, rows, meter.init())
-    end = jax.lax.while_loop(unfinished, on, first)
-    meter.close(end.seen)
-    done = end.rests | (end.t >= t1)
-    return end.rows, Ending(
-        time=end.t,
-        state=end.state,
+    first = jax.lax.cond(
+        way.count == 0, lambda: solver.init(terms, way.t, way.t + way.h, way.state, None), lambda: way.memory
+    )
+    return jax.lax.while_loop(
+        lambda at: unfinished(at, t1, limits) & (at.count < limits.bound), on, way._replace(memory=first)
+    )
+
+
+def unfinished(at: Way, t1: Array, limits: Limits) -> Bool[Array, ""]:
+    """Whether a flow on its way to t1 is neither there nor to be given up."""
+    gets_on = (at.h >= limits.shortest) & (at.excess <= limits.patience) & (at.count < limits.max_steps)
+    return ~at.rests & (at.t < t1) & gets_on
+
+
+def ending_of(at: Way, t1: Array, limits: Limits) -> Ending:
+    """How a flow on its way to t1 has ended; not failed where it can go on."""
+    done = at.rests | (at.t >= t1) | unfinished(at, t1, limits)
+    return Ending(
+        time=at.t,
+        state=at.state,
         failed=~done,
-        too_long=~done & (end.count >= limits.max_steps),
-        jumped=no,
-        chattered=~done & (end.excess > limits.patience),
-        steps=end.count,
+        too_long=~done & (at.count >= limits.max_steps),
+        jumped=jnp.asarray(False),
+        chattered=~done & (at.excess > limits.patience),
+        steps=at.count,
     )
 
 
@@ -165,51 +179,34 @@ class March(NamedTuple):
     state: State
     good: Bool[Array, ""]
     jumped: Bool[Array, ""]  # over a point where the rank is lost
-    seen: Any
+
+    @classmethod
+    def begun(cls, states: State) -> "March":
+        """Paths at the start of the grid, leaves with a leading axis, of NumPy."""
+        count = states[0].shape[0]
+        none, yes, no = np.zeros(count, int), np.ones(count, bool), np.zeros(count, bool)
+        return cls(none, states, yes, no)  # pyright: ignore[reportArgumentType]
 
 
 def march(
-    slow: SlowState,
-    solver: Any,
-    terms: Any,
-    state0: State,
-    knots: Float[Array, " N"],
-    stops: Int[Array, " T"],
-    count: Int[Array, ""],
-    shown: dfx.AbstractProgressMeter[Any],
-) -> tuple[Saved, Ending]:
-    """A path by one step from each of the `knots` to the next: what is saved after stops[i] steps, for i < count, rows
-    that were not reached infinite, and the end. Of arrays that are longer the rest is not looked at."""
-    total = stops[count - 1]
+    slow: SlowState, solver: Any, terms: Any, at: March, knots: Float[Array, " N"], window: Window
+) -> tuple[March, Saved]:
+    """A path by one step from each of the `knots` to the next, through a `window` of stops: where it is after it, and
+    what is saved at each stop, infinite where the path has failed."""
 
     def step(at: March) -> March:
         t0, t1 = knots[at.k], knots[at.k + 1]
         state, _, _, _, result = solver.step(terms, t0, t1, at.state, None, None, False)
         jumped = result == dfx.RESULTS.dt_min_reached
         good = (result == dfx.RESULTS.successful) & all_finite(state)
-        return at._replace(
-            k=at.k + 1, state=state, good=good, jumped=jumped, seen=shown.step(at.seen, (at.k + 1) / total)
-        )
+        return March(at.k + 1, state, good, jumped)
 
     # The rows are not in the inner loop, which copies under vmap, at every step, all that it carries.
     def to_row(i: Array, carry: tuple[March, Saved]) -> tuple[March, Saved]:
-        at = jax.lax.while_loop(lambda at: (at.k < stops[i]) & at.good, step, carry[0])
+        at = jax.lax.while_loop(lambda at: (at.k < window.stops[i]) & at.good, step, carry[0])
         found = jax.tree.map(lambda leaf: jnp.where(at.good, leaf, jnp.inf), saved_at(slow, at.state))
         return at, jax.tree.map(lambda rows, leaf: rows.at[i].set(leaf), carry[1], found)
 
-    form = eqx.filter_eval_shape(saved_at, slow, state0)
-    rows = jax.tree.map(lambda leaf: jnp.full((*stops.shape, *leaf.shape), jnp.inf, leaf.dtype), form)
-    yes, no = jnp.asarray(True), jnp.asarray(False)
-    start = March(jnp.asarray(0), state0, yes, no, shown.init())
-    end, rows = jax.lax.fori_loop(0, count, to_row, (start, rows))
-    shown.close(end.seen)
-    reached = jnp.isfinite(rows.residual) | (jnp.arange(stops.size) >= count)
-    return rows, Ending(
-        time=knots[end.k],
-        state=end.state,
-        failed=~(end.good & jnp.all(reached)),
-        too_long=no,
-        jumped=end.jumped,
-        chattered=no,
-        steps=end.k,
-    )
+    form = eqx.filter_eval_shape(saved_at, slow, at.state)
+    rows = jax.tree.map(lambda leaf: jnp.full((*window.stops.shape, *leaf.shape), jnp.inf, leaf.dtype), form)
+    return jax.lax.fori_loop(0, window.count, to_row, (at, rows))

@@ -19,7 +19,8 @@ from ..support import arguments
 from ..support.arguments import check_lr
 from ..support.clocks import ODE
 from ..support.effort import MOST_STEPS, check_steps
-from .frame import Outcome, recorded, request
+from .frame import recorded
+from .request import Outcome, request
 from .trajectory import Trajectory
 
 METHODS = ("adam", "rmsprop")

@@ -19,7 +19,8 @@ from ..support import arguments
 from ..support.arguments import check_lr
 from ..support.clocks import SLOW
 from ..support.effort import MOST_STEPS, check_memory, check_steps, grid_needed
-from .frame import Outcome, Request, diverged, request, run
+from .frame import diverged, run
+from .request import Outcome, Request, request
 from .trajectory import Trajectory
 
 SOLVERS = ("heun", "euler")

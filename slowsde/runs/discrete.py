@@ -5,16 +5,17 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from manifolds.maps.limit_map import as_rank, check_limit, compiled_limit_point
-from manifolds.support.arrays import filled
-from manifolds.support.precision import on_device
 from manifolds.support.user_functions import shown
 
-from ..dynamics.ensemble import block_size, map_paths, map_points
+from ..dynamics.digest import drawn_digest, traced_digest
+from ..dynamics.ensemble import block_size, map_points
+from ..dynamics.marching import Marched, march_paths
 from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE
 from ..metrics.sharpness import adaptive_sharpness
@@ -23,8 +24,10 @@ from ..optimizers.sgd import no_state, sgd
 from ..problems.abstract import AbstractProblem
 from ..support.arguments import check_lr, flag, positive_integer
 from ..support.effort import MOST_STEPS, check_steps
-from .frame import Outcome, Request, diverged, request, run
+from ..support.pieces import EVERY
+from .frame import diverged, run
 from .landing import Landed, arrives, land
+from .request import Outcome, Request, request
 from .steps import AGMStep, OptaxStep, State, agm_run, is_transformation, optax_run
 from .trajectory import Trajectory
 
@@ -51,6 +54,8 @@ def run_discrete(
     progress: bool | None = None,
     max_steps: int = MOST_STEPS,
     memory: float | None = None,
+    checkpoint: Any = None,
+    checkpoint_every: float = EVERY,
 ) -> Trajectory:
     """`paths` independent runs of the optimizer itself at learning rate η = lr, k = t1/η² steps each.
 
@@ -70,8 +75,8 @@ def run_discrete(
     it to compare with a slow SDE. (Random numbers that the transformation draws for itself are those of all paths.)
 
     Args:
-        problem, params0, t1, paths, key, save_at, metrics, route, rank, dtype, throw, progress: as in `simulate`. Saved
-            times are rounded to whole steps.
+        problem, params0, t1, paths, key, save_at, metrics, route, rank, dtype, throw, progress, checkpoint,
+            checkpoint_every: as in `simulate`. Saved times are rounded to whole steps.
         optimizer: an `AGM`, or an `optax.GradientTransformation`.
         lr: the learning rate η.
         t0: slow time at the start, for schedules and bias correction and to go on from another run.
@@ -111,6 +116,8 @@ def run_discrete(
         throw=throw,
         progress=progress,
         memory=memory,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
     )
     lr = check_lr(lr)
     positive_integer("max_steps", max_steps)
@@ -124,7 +131,7 @@ def run_discrete(
     settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": _saved_steps(asked.times, t0, lr)}
     iterate = partial(_iterate, project=project, **settings)
     own, given = agm is optimizer, (problem, agm, params0, v0)
-    how = {"own_state": not own, "described": own or like is not None}
+    how = {"own_state": not own, "described": own or like is not None, "settings": partial(_belonging, **settings)}
     return run(asked, *given, iterate, "discrete", **how)
 
 
@@ -147,11 +154,12 @@ def _iterate(
         step, state0 = agm_run(sde, x0, v0, asked.t0, lr, b2)
     if project:
         sde = _at_rank(sde, x0, state0[2], asked.rank)
-    xs, vs = _run(sde, step, state0, asked.key, steps, paths=asked.paths, progress=asked.meter())
-    finite = np.asarray(np.isfinite(xs).all(axis=-1))
-    ran_off = diverged(xs, x0)
+    (xs, vs), end, reached = _run(sde, step, state0, asked, steps)
+    project = project and not asked.pieces.interrupted  # which takes a while
+    finite = np.isfinite(xs).all(axis=-1) | ~reached
+    ran_off = diverged(np.where(reached[..., None], xs, 0.0), x0)
     xs, landed, residual = land(sde, xs, vs) if project else Landed(xs, ~ran_off, _residuals(sde, xs))
-    good, ts = finite & landed, steps[1:] * lr**2
+    good, ts = finite & landed & reached, steps[1:] * lr**2
     stats = {
         "lr": float(lr),
         **({} if b2 is None else {"b2": b2}),
@@ -160,7 +168,16 @@ def _iterate(
         "residual": residual,
     }
     codes = _codes(finite, landed, ran_off)
-    return Outcome(sde, ts, xs, vs, good, codes, ts[np.argmin(good, axis=1)], stats)
+    return Outcome(sde, ts, xs, vs, good, codes, ts[np.argmin(good, axis=1)], stats, tuple(jax.tree.leaves(end)))
+
+
+def _belonging(sde: SlowSDE, x0: Array, *, optimizer: Any, lr: float, b2: float | None, steps: np.ndarray) -> Any:
+    """What a checkpoint of a discrete run belongs to besides what any does."""
+    known = {"lr": float(lr), "b2": b2, "gradients": drawn_digest(sde, x0), "start": int(steps[0])}
+    if b2 is None:
+        params = sde.chart.unravel_arrays(x0)
+        known["transformation"] = traced_digest(optimizer.update, params, optimizer.init(params), params)
+    return known
 
 
 def _codes(finite: np.ndarray, landed: np.ndarray, ran_off: np.ndarray) -> np.ndarray:
@@ -230,40 +247,31 @@ def _at_rank(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> SlowSDE:
     return eqx.tree_at(lambda s: s.rank, sde, start.rank, is_leaf=lambda leaf: leaf is None)
 
 
-def _run(
-    sde: SlowSDE,
-    step: AGMStep | OptaxStep,
-    state0: State,
-    key: PRNGKeyArray,
-    steps: np.ndarray,
-    *,
-    paths: int,
-    progress: Any,
-) -> tuple[Float[np.ndarray, "paths T p"], PyTree]:
+def _run(sde: SlowSDE, step: AGMStep | OptaxStep, state0: State, asked: Request, steps: np.ndarray) -> Marched:
     """The iterates and states of every path after steps[1:] steps, counted from steps[0]."""
-    # Filled, so that another number of saved times seldom compiles anew.
-    shared = sde, step, state0, key, on_device(filled(steps))
+    shared, paths = (sde, step, asked.key), asked.paths
+    states = jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), (paths, *leaf.shape)), state0)
     size = block_size(sde, state0[0], eigenpairs=False)
-    found = map_paths(_path, shared, np.arange(paths), size, shown=progress)
-    return jax.tree.map(lambda leaf: leaf[:, : steps.size - 1], found)
+    first = np.arange(paths), states
+    found = march_paths(_path, shared, first, int(steps[0]), steps[1:], size, asked.pieces)
+    return found._replace(states=found.states[1])
 
 
-def _path(shared: Any, index: Array, shown: Any) -> tuple[Float[Array, "T p"], PyTree]:
-    sde, step, state0, key, steps = shared
+def _path(shared: Any, numbered: tuple[Array, State], shown: Any) -> tuple[tuple[Array, State], Any]:
+    ((sde, step, key), window), (index, state) = shared, numbered
     key = jr.fold_in(key, index)
 
     def one_step(k: Array, state: State) -> State:
         return step(sde, k, state, sde.stochastic_gradient(state[0], jr.fold_in(key, k)))
 
-    def to_next_save(carry: tuple[State, Any], bounds: tuple[Array, Array]) -> tuple[tuple[State, Any], Any]:
-        state, seen = carry
-        start, stop = bounds
-        state = jax.lax.fori_loop(start, stop, one_step, state)
-        return (state, shown.step(seen, (stop - steps[0]) / (steps[-1] - steps[0]))), (state[0], state[2])
+    def to_stop(carry: tuple[Array, State], stop: Array) -> tuple[tuple[Array, State], Any]:
+        k, state = carry
+        state = jax.lax.fori_loop(k, stop, one_step, state)
+        return (jnp.maximum(k, stop), state), (state[0], state[2])
 
-    (_, seen), saved = jax.lax.scan(to_next_save, (state0, shown.init()), (steps[:-1], steps[1:]))
-    shown.close(seen)
-    return saved
+    stops = jnp.where(jnp.arange(window.stops.size) < window.count, window.stops, window.begin)
+    (_, state), saved = jax.lax.scan(to_stop, (window.begin, state), stops)
+    return (index, state), saved
 
 
 def _residuals(sde: SlowSDE, xs: Float[np.ndarray, "paths T p"]) -> np.ndarray:

@@ -9,106 +9,30 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import diffrax as dfx
 import jax
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PyTree
 
 from manifolds.support.coordinates import check_parameters
 from manifolds.support.precision import cast, to_numpy, working_precision
 
 from ..dynamics import checks
 from ..dynamics.digest import differences, digests
+from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE
-from ..metrics.metric import Metric, check_metrics, evaluate
-from ..metrics.named import as_metrics
+from ..metrics.metric import check_metrics, evaluate
 from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
-from ..problems.route import Route, as_route
-from ..support import arguments
 from ..support.effort import check_memory
-from ..support.progress import meter
-from .files import is_array
+from ..support.files import is_array
+from .kept import belonging, finished, keep_finished
+from .request import Outcome, Request
 from .trajectory import Trajectory, finish, repeated
 
 SAVED_STATS = 7  # numbers about a saved point: residual, rank, eigenvalues, ...
 FAR = 1e10  # how much larger than its start, or than 1, a path that diverged is
-
-
-@dataclass(frozen=True)
-class Request:
-    """What any run is asked, checked: which paths, times and metrics, and how it is computed and told."""
-
-    name: str  # of the call, for its messages and its progress line
-    t0: float
-    t1: float  # inf for a run to rest
-    times: np.ndarray  # (T,) those to be saved; of a run to rest as if it ended at t0 + 1
-    paths: int
-    key: PRNGKeyArray
-    metrics: dict[str, Metric]
-    route: str | Route
-    rank: int | None
-    dtype: Any
-    throw: bool
-    progress: bool | None
-    memory: float | None  # bytes that the run may take; None for those of this machine
-    started: float  # seconds, on the clock of `time.perf_counter`
-
-    @property
-    def endless(self) -> bool:
-        """Whether the run is to go on until it rests."""
-        return self.t1 == np.inf
-
-    def meter(self) -> dfx.AbstractProgressMeter[Any]:
-        """The progress line of the run, which starts now."""
-        return meter(self.name, self.progress)
-
-
-def request(
-    name: str,
-    given: tuple[Any, ...],
-    *,
-    t1: Any,
-    save_at: Any,
-    metrics: Any,
-    t0: Any = 0.0,
-    paths: Any = 1,
-    key: Any = None,
-    route: str | Route = "auto",
-    rank: int | None = None,
-    dtype: Any = "float64",
-    throw: bool = True,
-    progress: bool | None = None,
-    memory: float | None = None,
-    may_rest: bool = False,
-) -> Request:
-    """The `Request`; ValueError on what no run can be asked. `given` are the other arguments whose values must be
-    known, `may_rest` says whether t1 may be infinite."""
-    started = time.perf_counter()
-    # First of all, as every other check looks at values.
-    arguments.check_concrete(name, *given, t0, t1)
-    endless = may_rest and arguments.is_number(t1) and t1 == np.inf
-    if endless and np.ndim(save_at) > 0:
-        raise ValueError(f"save_at={save_at}: a run to t1=inf has no end that is known before; pass a number of times.")
-    return Request(
-        name=name,
-        t0=t0,
-        t1=t1,
-        times=arguments.save_times(save_at, t0, t0 + 1 if endless else t1),
-        paths=arguments.positive_integer("paths", paths),
-        key=arguments.check_key(key),
-        metrics=as_metrics(metrics),
-        route=as_route(route),
-        rank=arguments.as_given_rank(rank),
-        dtype=dtype,
-        throw=arguments.flag("throw", throw),
-        progress=None if progress is None else arguments.flag("progress", progress),
-        memory=None if memory is None else arguments.number("memory", memory, "bytes.", above=0, infinite=True),
-        started=started,
-    )
 
 
 def check_digest(problem: Any, optimizer: Any, trajectory: Trajectory, name: str) -> None:
@@ -131,19 +55,6 @@ def check_digest(problem: Any, optimizer: Any, trajectory: Trajectory, name: str
         raise ValueError(
             f"{name} was made with {' and '.join(others)}{which}: pass the problem and the optimizer of that run."
         )
-
-
-class Outcome(NamedTuple):
-    """What a solve found: the saved points of every path, and how each path ended."""
-
-    sde: SlowSDE  # in which metrics are evaluated, at the rank of Γ
-    ts: np.ndarray  # (T,)
-    xs: Any  # (paths, T, p)
-    vs: PyTree  # leaves (paths, T, ...)
-    good: np.ndarray  # (paths, T) whether the path had not failed by then
-    result: np.ndarray  # (paths,) `Result` codes
-    ended: np.ndarray  # (paths,) when a path that failed did so
-    stats: dict[str, Any]
 
 
 @contextmanager
@@ -209,16 +120,29 @@ def run(
     solve: Callable[[Request, SlowSDE, Array, PyTree], Outcome],
     label: str,
     described: bool = True,
+    settings: Callable[[SlowSDE, Array], dict[str, Any]] = lambda sde, x0: {},
     **how: Any,
 ) -> Trajectory:
     """The trajectory of a run: prepared (`how` are keywords of `prepared`), solved, recorded.
 
-    `described` says whether `optimizer` is what is run, or stands in for one that is not known. `RunError` where a path
-    failed, if the request says so."""
+    `described` says whether `optimizer` is what is run, or stands in for one that is not known; `settings` are those of
+    this kind of run, to which its checkpoint belongs. `RunError` where a path failed, if the request says so, and
+    `Interrupted` after Ctrl-C."""
     given = problem, optimizer, params0
     with prepared(asked, *given, v0, **how) as (sde, x0, v0):
-        found = solve(asked, sde, x0, v0)
-        found.stats["digest"] = digests(*given, known=described)
+        digest = digests(*given, known=described)
+        keeps = asked.pieces.checkpoint
+        if keeps is not None:
+            keeps.open(belonging(asked, sde, x0, v0, digest | settings(sde, x0)))
+        found = None if keeps is None else finished(keeps, sde)
+        if found is None:
+            found = solve(asked, sde, x0, v0)
+            found.stats["digest"] = digest
+            if keeps is not None and not asked.pieces.interrupted:
+                keep_finished(keeps, found)
+        if asked.pieces.interrupted:
+            cut = (found.result == Result.SUCCESS) & ~found.good[:, -1]
+            found = found._replace(result=np.where(cut, Result.INTERRUPTED, found.result))
         return recorded(asked, found, label)
 
 
@@ -234,6 +158,7 @@ def recorded(asked: Request, found: Outcome, label: str) -> Trajectory:
         stats=found.stats,
         result=found.result,
         label=label,
+        end=found.end,
     )
     copies = asked.paths // trajectory.paths  # of a flow one path is solved, as all are equal
     trajectory = repeated(trajectory, copies)

@@ -23,7 +23,8 @@ from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
 from ..support import arguments
-from .frame import Outcome, Request, check_digest, request, run
+from .frame import check_digest, run
+from .request import Outcome, Request, request
 from .simulate import key_stats, outcome_of, simulate
 from .trajectory import Trajectory
 
@@ -100,7 +101,7 @@ def _onward(
     slow = SlowState(fixed, jnp.asarray(rank_tolerance(precision) * spectrum[rank - 1], precision))
     state0 = slow.initial(jnp.concatenate(leaves, axis=1), v)
     grid = step_grid(asked.times, asked.t0, asked.t1, dt)
-    found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, shown=asked.meter())
+    found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, pieces=asked.pieces)
     start = {name: about[name] for name in ("rank", "spectrum", "start_distance", "solver")}
     start |= {"dt": dt, **key_stats(asked.key)}
     return outcome_of(slow, Solved(asked.times, *found, start), {})

@@ -28,8 +28,10 @@ from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
 from ..support import arguments
 from ..support.effort import check_memory, grid_needed
+from ..support.pieces import EVERY
 from ..support.progress import step_meter
-from .frame import Outcome, Request, blanked, request, run
+from .frame import blanked, run
+from .request import Outcome, Request, request
 from .trajectory import Trajectory
 
 LARGE = 10.0  # how much faster S(0) may be than S(V(Σ)) without a word: gaps of up to 5 % at lr = 0.005
@@ -60,6 +62,8 @@ def simulate(
     throw: bool = True,
     progress: bool | None = None,
     memory: float | None = None,
+    checkpoint: Any = None,
+    checkpoint_every: float = EVERY,
 ) -> Trajectory:
     """Paths of the slow SDE for (ζ, v), from ζ(t0) = Φ_{S(v0)}(params0), on Γ at every step.
 
@@ -93,6 +97,9 @@ def simulate(
         throw: raise `RunError` when a path fails; False returns what it had, with `Trajectory.result` codes.
         progress: show a progress line on stderr; None for only when it is a terminal.
         memory: bytes that the run may take, or it is refused; None for those of this machine.
+        checkpoint: a file that the run keeps its state in. Killed at any moment, the same call goes on from there and
+            gives the same bits; finished, it returns at once. ValueError for a file of another run, with what differs.
+        checkpoint_every: seconds between two writes at most; they are more frequent where that takes 2 % of the time.
 
     Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds route, block, solver, rank and spectrum of H' at
         the start, start_distance |Φ(params0) − params0| (off Γ also its start_shares along eigenvectors of H', with
@@ -101,7 +108,7 @@ def simulate(
         smallest_eigenvalue and largest_eigenvalue of H', and what `validity` needs besides: mean_relaxation,
         sampling_eigenvalue, b1, c.
     Raises: ValueError on bad input, before any long computation; `RunError` with the slow time at which a path left Γ,
-        lost rank or turned non-finite.
+        lost rank or turned non-finite; `Interrupted` after Ctrl-C, with what there was.
 
     Example:
         >>> slow = simulate(problem, adam(c=10.0), params0, t1=1.0, metrics=("trace_hessian",))
@@ -124,6 +131,8 @@ def simulate(
         throw=throw,
         progress=progress,
         memory=memory,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
     )
     # A run to rest has no length to divide.
     step = arguments.check_step(dt, t0, t0 + 1 if asked.endless else t1)
@@ -134,7 +143,9 @@ def simulate(
     rtol, tol = arguments.check_tolerance("rtol", rtol), arguments.check_tolerance("tol", tol)
     method = Method(solver, step, rtol, tol, int(max_steps))
     solve, check = partial(_slow_paths, method=method), partial(_check_way, solver=solver, endless=asked.endless)
-    return run(asked, problem, optimizer, params0, v0, solve, "slow", check=check)
+    settings = {f"method.{name}": value for name, value in method._asdict().items()}
+    how = {"check": check, "settings": lambda sde, x0: settings}
+    return run(asked, problem, optimizer, params0, v0, solve, "slow", **how)
 
 
 def _slow_paths(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, method: Method) -> Outcome:
@@ -147,11 +158,11 @@ def _slow_paths(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, method: 
     if given:
         about |= _about_state(slow, state0)
     if asked.endless:
-        solved = follow_to_rest(slow, state0, asked.t0, asked.times.size, method, asked.meter())
+        solved = follow_to_rest(slow, state0, asked.t0, asked.times.size, method, asked.pieces)
     elif sde.diffuses or method.solver == "euler":
         solved = _euler_paths(asked, slow, state0, method.dt)
     else:
-        solved = follow(slow, state0, asked.times, (asked.t0, asked.t1), method, asked.meter())
+        solved = follow(slow, state0, asked.times, (asked.t0, asked.t1), method, asked.pieces)
     if not sde.diffuses:
         about |= _at_the_end(slow, solved)
     return outcome_of(slow, solved, about)
@@ -164,7 +175,7 @@ def _euler_paths(asked: Request, slow: SlowState, state0: State, dt: float) -> S
     grid = step_grid(asked.times, asked.t0, asked.t1, dt, falling)
     # What `resume` needs to meet the same noise.
     about = {"solver": "euler", "dt": dt, **key_stats(asked.key)}
-    found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, shown=asked.meter())
+    found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, pieces=asked.pieces)
     return Solved(asked.times, *found, about)
 
 

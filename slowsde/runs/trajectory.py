@@ -13,11 +13,19 @@ from jaxtyping import PyTree
 from manifolds.support.coordinates import Coordinates
 
 from ..dynamics.result import Result
-from .files import FORMAT, describe, is_array, named_leaves, plain, read_arrays, rebuild, write_arrays
+from ..support.files import FORMAT, describe, is_array, named_leaves, plain, read_arrays, rebuild, write_arrays
 
 
 class RunError(RuntimeError):
     """A run that went wrong; `trajectory` holds what it had until then."""
+
+    def __init__(self, message: str, trajectory: "Trajectory"):
+        super().__init__(message)
+        self.trajectory = trajectory
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was stopped by Ctrl-C; `trajectory` holds what it had until then."""
 
     def __init__(self, message: str, trajectory: "Trajectory"):
         super().__init__(message)
@@ -36,6 +44,8 @@ class Trajectory:
         stats: numbers about the run (steps, route, rank, residual on Γ, seconds).
         result: (paths,) `Result` codes; 0 is success.
         label: "slow" or "discrete", for legends and tables.
+        end: of a discrete run the state that its iterates ended in, leaves (paths, ...), for `resume`: θ before it is
+            returned to Γ, momentum, and the optimizer's own.
     """
 
     ts: np.ndarray
@@ -45,6 +55,7 @@ class Trajectory:
     stats: dict[str, Any]
     result: np.ndarray
     label: str = "slow"
+    end: tuple[np.ndarray, ...] | None = None
 
     @property
     def paths(self) -> int:
@@ -140,7 +151,14 @@ def repeated(trajectory: Trajectory, copies: int) -> Trajectory:
 def finish(trajectory: Trajectory, whens: np.ndarray, throw: bool) -> Trajectory:
     """The trajectory, or `RunError` naming how many paths failed, how and when."""
     failed = np.flatnonzero(trajectory.result != Result.SUCCESS)
+    cut = int(np.sum(trajectory.result == Result.INTERRUPTED))
     trajectory.stats["failed_at"] = np.where(trajectory.result != Result.SUCCESS, whens, np.nan)
+    if cut:
+        raise Interrupted(
+            f"{cut} of {trajectory.paths} paths were on their way (the .trajectory of this error has what there was): "
+            f"{Result.INTERRUPTED.explain()}.",
+            trajectory,
+        )
     if throw and failed.size:
         # The path that failed first tells the most: later ones may have other reasons.
         first = failed[np.argmin(trajectory.stats["failed_at"][failed])]

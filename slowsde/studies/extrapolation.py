@@ -25,8 +25,10 @@ from ..metrics.metric import evaluate
 from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
-from ..runs.frame import Request, prepared, request
+from ..runs.frame import prepared
+from ..runs.request import Request, request
 from ..support import arguments
+from ..support.pieces import Pieces
 
 
 @dataclass(frozen=True)
@@ -155,21 +157,22 @@ def weak_estimate(
         if not sde.diffuses:
             raise ValueError("Nothing diffuses under this noise: use simulate, whose rtol controls the error.")
         slow, start, v0 = start_on_manifold(sde, x0, v0, asked.rank, t0)
-        state0, shown = slow.initial(start.point, v0), asked.meter()
+        state0, pieces = slow.initial(start.point, v0), asked.pieces
         # Coarsest first. Every level is a solve of its own on the same Brownian paths, by its stride.
-        values = [_at_the_end(asked, slow, state0, grid, 2**level, shown) for level in reversed(range(levels))]
+        values = [_at_the_end(asked, slow, state0, grid, 2**level, pieces) for level in reversed(range(levels))]
     samples = {name: np.stack([level[name] for level in values]) for name in asked.metrics}
     return estimate_of_samples(samples, float(t1), (t1 - t0) / (grid.size - 1) * 2.0 ** np.arange(levels)[::-1])
 
 
 def _at_the_end(
-    asked: Request, slow: SlowState, state0: State, grid: np.ndarray, stride: int, shown: Any
+    asked: Request, slow: SlowState, state0: State, grid: np.ndarray, stride: int, pieces: Pieces
 ) -> dict[str, Float[np.ndarray, " paths"]]:
     """The observables at the last time on every path, by steps of `stride` intervals of the grid."""
     dt = (asked.t1 - asked.t0) / (grid.size - 1)
-    saved, ending = solve_sde(
-        slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, stride=stride, shown=shown
-    )
+    how = {"paths": asked.paths, "stride": stride, "pieces": pieces, "stage": f"stride {stride}"}
+    saved, ending = solve_sde(slow, state0, asked.key, asked.times, grid, dt, **how)
+    if pieces.interrupted:
+        raise KeyboardInterrupt
     # A path that fails at one level only would leave a difference between levels that is none: all or nothing.
     codes = result_codes(slow, ending)
     if codes.any():

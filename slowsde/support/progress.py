@@ -21,6 +21,26 @@ COUNTED = 50  # steps between reports of a run that counts them
 _started: dict[str, float] = {}
 
 
+class Line:
+    """Shows "name  42 %  12 s", or a text for how far it is, once a run that starts now has lasted `PATIENCE` seconds.
+
+    `progress` None is for when stderr is a terminal; in a program of several processes the first alone shows it.
+    """
+
+    def __init__(self, name: str, progress: bool | None):
+        self.name, self.started = name, time.monotonic()
+        self.shown = (sys.stderr.isatty() if progress is None else progress) and jax.process_index() == 0
+
+    def show(self, done: float | str) -> None:
+        """Tell how far the run is: a share of it, or in words."""
+        seconds = time.monotonic() - self.started
+        if not self.shown or seconds < PATIENCE:
+            return
+        text = done if isinstance(done, str) else f"{100 * done:4.0f} %"
+        end = "\n" if not isinstance(done, str) and done >= 1 else ""
+        print(f"\r{self.name} {text}  {seconds:5.0f} s", end=end, file=sys.stderr, flush=True)
+
+
 class ProgressMeter(dfx.AbstractProgressMeter[Array]):
     """Shows "name  42 %  12 s" once a run has lasted `PATIENCE` seconds; nothing for shorter runs.
 

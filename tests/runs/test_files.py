@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import slowsde as ss
-from slowsde.runs import files
+from slowsde.support import files
 
 RNG = np.random.default_rng(0)
 RUN = ss.Trajectory(

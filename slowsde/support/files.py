@@ -95,14 +95,16 @@ def _is_alive(process: int) -> bool:
     return process != os.getpid()
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = True) -> None:
     """An archive of arrays with a checksum over all of them, see `replaced`."""
+    save = np.savez_compressed if compressed else np.savez
     with replaced(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **{CHECKSUM: np.array(checksum(arrays))}, **arrays)
+        save(file, allow_pickle=False, **{CHECKSUM: np.array(checksum(arrays))}, **arrays)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an archive by `write_arrays`, of this format or an older one; ValueError where it is damaged."""
+def read_arrays(path: Path, what: str = "file of Trajectory.save") -> dict[str, np.ndarray]:
+    """The arrays of an archive by `write_arrays`, of this format or an older one; ValueError where it is damaged, or
+    no `what`."""
     content = io.BytesIO(path.read_bytes())
     try:
         with np.load(content, allow_pickle=False) as file:
@@ -111,7 +113,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             number = header["format"]
     # Whatever a damaged archive makes of its readers: BadZipFile, KeyError, zlib.error, struct.error, OSError ...
     except Exception as error:
-        raise ValueError(f"{path} is damaged, or no file of Trajectory.save ({type(error).__name__}).") from error
+        raise ValueError(f"{path} is damaged, or no {what} ({type(error).__name__}).") from error
     if not isinstance(number, int) or number > FORMAT:
         raise ValueError(f"{path} has format {number}, and this version of slowsde reads up to {FORMAT}: update it.")
     if number > 1 and str(arrays.pop(CHECKSUM, "")) != checksum(arrays):
