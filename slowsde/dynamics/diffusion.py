@@ -3,6 +3,7 @@
 from typing import Any
 
 import diffrax as dfx
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
@@ -30,17 +31,21 @@ def solve_sde(
     grid: np.ndarray,
     dt: float,
     *,
-    paths: int,
+    paths: int | np.ndarray,
     stride: int = 1,
     pieces: Pieces,
     stage: str = "paths",
+    regular: tuple[Any, Any] | None = None,
 ) -> tuple[Saved, Ending]:
-    """`paths` paths of the slow SDE by tangential Euler steps on every stride-th knot of the grid.
+    """Paths of the slow SDE by tangential Euler steps on every stride-th knot of the grid: so many, or with the noise
+    of the paths of these numbers.
 
     Those knots contain the saved times. `states` is one state to start from, or one for each path with leaves
-    (paths, ...). The noise belongs to `grid`, of nominal step dt: a stride leaves the Brownian paths as they are.
+    (paths, ...), which then may have their own `regular`, the rank of H and the floor of its eigenvalues. The noise
+    belongs to `grid`, of nominal step dt: a stride leaves the Brownian paths as they are.
     """
-    states = jax.tree.map(np.asarray, states)
+    numbers = paths if isinstance(paths, np.ndarray) else np.arange(paths)
+    states, paths = jax.tree.map(np.asarray, states), numbers.size
     x0 = states[0] if states[0].ndim == 1 else states[0][0]
     if states[0].ndim == 1:
         states = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (paths, *leaf.shape)), states)
@@ -48,9 +53,9 @@ def solve_sde(
     # Of lengths that are powers of two, so that another number of steps or of times seldom compiles anew.
     keys = step_keys(key, filled(grid), dt)  # of the float64 grid, before it is cast: a run in float32 has the same
     shared = slow, keys, on_device(filled(grid).astype(x0.dtype)), stride
-    first, stops = (np.arange(paths), March.begun(states)), np.searchsorted(knots, times)
+    first, stops = (numbers, March.begun(states), regular), np.searchsorted(knots, times)
     size = block_size(slow.sde, x0, eigenpairs=True)
-    saved, (_, end), reached = march_paths(_path, shared, first, 0, stops, size, pieces, stage)
+    saved, (_, end, _), reached = march_paths(_path, shared, first, 0, stops, size, pieces, stage)
     arrived = np.all(np.isfinite(saved.residual) | ~reached, axis=1)
     none = np.zeros(paths, bool)
     return saved, Ending(
@@ -64,13 +69,15 @@ def solve_sde(
     )
 
 
-def _path(shared: Any, numbered: tuple[Array, March], shown: Any) -> tuple[tuple[Array, March], Saved]:
-    ((slow, keys, grid, stride), window), (index, at) = shared, numbered
+def _path(shared: Any, numbered: tuple[Array, March, Any], shown: Any) -> tuple[tuple[Array, March, Any], Saved]:
+    ((slow, keys, grid, stride), window), (index, at, regular) = shared, numbered
+    if regular is not None:
+        slow = eqx.tree_at(lambda s: (s.sde.rank, s.floor), slow, regular, is_leaf=lambda leaf: leaf is None)
     columns = jax.eval_shape(slow.sde.factor, at.state[0]).shape[1]
     noise = StepBrownianPath(grid, keys, index, columns, stride)
     terms = dfx.MultiTerm(dfx.ODETerm(SlowFlow(slow)), dfx.ControlTerm(SlowDiffusion(slow), noise))
     at, rows = march(slow, ManifoldEuler(slow), terms, at, grid[::stride], window)
-    return (index, at), rows
+    return (index, at, regular), rows
 
 
 def step_grid(times: np.ndarray, t0: float, t1: float, dt: float, fast: float = np.inf) -> np.ndarray:

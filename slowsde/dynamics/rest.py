@@ -55,11 +55,14 @@ class Rest(NamedTuple):
     escapes: bool  # whether it leaves for infinity
 
 
-def follow_to_rest(slow: SlowState, state0: State, t0: float, count: int, method: Method, pieces: Pieces) -> Solved:
-    """The slow ODE until it is stationary, saved at `count` times of the way, the last of them its end."""
+def follow_to_rest(
+    slow: SlowState, state0: State, t0: float, count: int, method: Method, pieces: Pieces, start: str = ""
+) -> Solved:
+    """The slow ODE until it is stationary, saved at `count` times of the way, the last of them its end; the names of
+    its stages begin with `start`."""
     scales = start_scales(slow, state0)
     chosen = chosen_solver(slow, state0, method.solver, scales)
-    rest = solve_to_rest(slow, state0, t0, method, chosen, scales, pieces)
+    rest = solve_to_rest(slow, state0, t0, method, chosen, scales, pieces, start)
     t1 = float(rest.ending.time)
     times = graded_times(t0, t1, count)
     if count == 2 or pieces.interrupted:  # nothing between start and end is asked for, or there is no time
@@ -68,7 +71,7 @@ def follow_to_rest(slow: SlowState, state0: State, t0: float, count: int, method
     else:
         # Over the same stretch, but with ends of steps on the saved times.
         longer = method._replace(max_steps=2 * method.max_steps + count)
-        found = follow(slow, state0, times, (t0, t1), longer, pieces, "flow to rest")
+        found = follow(slow, state0, times, (t0, t1), longer, pieces, start + "flow to rest")
         found = found._replace(saved=_with_last(slow, found.saved, rest.ending.state))
         if bool(rest.ending.chattered):  # at a kink, which the second flow may not have met before its end
             found = found._replace(ending=_leading(rest.ending))
@@ -115,7 +118,14 @@ def _leading(ending: Ending) -> Ending:
 
 
 def solve_to_rest(
-    slow: SlowState, state0: State, t0: float, method: Method, chosen: Chosen, scales: Scales, pieces: Pieces
+    slow: SlowState,
+    state0: State,
+    t0: float,
+    method: Method,
+    chosen: Chosen,
+    scales: Scales,
+    pieces: Pieces,
+    start: str = "",
 ) -> Rest:
     """The slow ODE until it is stationary to `tol` (see `SlowSDE.stillness`), leaves, or takes too long."""
     dtype = state0[0].dtype
@@ -138,7 +148,7 @@ def solve_to_rest(
         return way, bool(finished), f"{int(way.count)} of at most {method.max_steps} steps"
 
     first = way_from(state0, chosen.memory(slow, state0), t0, h0, np.zeros(0))
-    way, patience = patiently(slow, first, on, pieces, "until still")
+    way, patience = patiently(slow, first, on, pieces, start + "until still")
     _, _, ending, escapes = flow(way, 0, patience)
     if pieces.interrupted:
         return Rest(ending, False, False)
@@ -163,7 +173,7 @@ def solve_to_rest(
         at, finished = _search(at, slow, state0, ending.time, tolerances, bound, chosen=last)
         return at, bool(finished), f"{int(at.count)} of at most {CONTINUED} steps of the search for its rest"
 
-    found = pieces.carry_out("search", Search.begun(ending.state, begun), search)
+    found = pieces.carry_out(start + "search", Search.begun(ending.state, begun), search)
     still = bool(found.stillness <= tol) or bool(found.there)
     # What is zero to rounding is zero at the end of the flow, if that is as still.
     zeros = _zeros(found.state)

@@ -16,6 +16,7 @@ class Result(enum.IntEnum):
     ESCAPES = 7  # with t1 = inf: the flow leaves for infinity, so that there is no rest
     DIVERGED = 8  # finite still, but 10¹⁰ times as far out as the start
     INTERRUPTED = 9  # by Ctrl-C
+    NO_MANIFOLD = 10  # of many starts: the flow from this one ends at no regular point of Γ
 
     def explain(self, label: str = "slow") -> str:
         """What happened to a path and what to do about it; `label` is that of its trajectory."""
@@ -34,6 +35,7 @@ class Result(enum.IntEnum):
             "steps of the search for its rest: raise max_steps, or tol if that is still enough, or give a finite t1",
             Result.DIVERGED: "the path ran away, to 1e10 times the size of its start or more; use a smaller step or lr "
             "(or units of the parameters in which they are near 1)",
+            Result.NO_MANIFOLD: "the start leads to no manifold of minimizers; stats['messages'] says why",
             Result.INTERRUPTED: "Ctrl-C was pressed; with checkpoint=... the same call goes on from there",
             Result.ESCAPES: "the flow does not come to rest: it leaves for infinity, along stats['leaving'], or slows "
             "down without an end; give a finite t1, or weight_decay",

@@ -1,7 +1,7 @@
 """Run the real optimizer: many discrete runs on the slow clock, to hold against the slow SDE."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -28,6 +28,7 @@ from ..support.pieces import EVERY
 from .frame import diverged, run
 from .landing import Landed, arrives, land
 from .request import Outcome, Request, request
+from .stacked import attempted, scattered
 from .steps import AGMStep, OptaxStep, State, agm_run, is_transformation, optax_run
 from .trajectory import Trajectory
 
@@ -56,6 +57,7 @@ def run_discrete(
     memory: float | None = None,
     checkpoint: Any = None,
     checkpoint_every: float = EVERY,
+    stacked: bool = False,
 ) -> Trajectory:
     """`paths` independent runs of the optimizer itself at learning rate η = lr, k = t1/η² steps each.
 
@@ -76,7 +78,7 @@ def run_discrete(
 
     Args:
         problem, params0, t1, paths, key, save_at, metrics, route, rank, dtype, throw, progress, checkpoint,
-            checkpoint_every: as in `simulate`. Saved times are rounded to whole steps.
+            checkpoint_every, stacked: as in `simulate`. Saved times are rounded to whole steps.
         optimizer: an `AGM`, or an `optax.GradientTransformation`.
         lr: the learning rate η.
         t0: slow time at the start, for schedules and bias correction and to go on from another run.
@@ -118,6 +120,7 @@ def run_discrete(
         memory=memory,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
+        stacked=stacked,
     )
     lr = check_lr(lr)
     positive_integer("max_steps", max_steps)
@@ -135,30 +138,57 @@ def run_discrete(
     return run(asked, *given, iterate, "discrete", **how)
 
 
-def _iterate(
-    asked: Request,
-    sde: SlowSDE,
-    x0: Array,
-    v0: PyTree,
-    *,
-    optimizer: Any,
-    lr: float,
-    b2: float | None,
-    steps: np.ndarray,
-    project: bool,
-) -> Outcome:
-    """Steps of the optimizer from x0; what is saved of them is returned to Γ at the end."""
+class _Begun(NamedTuple):
+    """A run at its start."""
+
+    sde: SlowSDE  # at the rank with which its iterates are returned
+    step: AGMStep | OptaxStep
+    state: State
+    b2: float | None
+
+
+def _begun(
+    asked: Request, sde: SlowSDE, x0: Array, *, v0: PyTree, optimizer: Any, lr: float, b2: float | None, project: bool
+) -> _Begun:
     if b2 is None:
-        step, state0, b2 = optax_run(sde, optimizer, x0, v0, lr)
+        step, state, b2 = optax_run(sde, optimizer, x0, v0, lr)
     else:
-        step, state0 = agm_run(sde, x0, v0, asked.t0, lr, b2)
-    if project:
-        sde = _at_rank(sde, x0, state0[2], asked.rank)
-    (xs, vs), end, reached = _run(sde, step, state0, asked, steps)
+        step, state = agm_run(sde, x0, v0, asked.t0, lr, b2)
+    return _Begun(_at_rank(sde, x0, state[2], asked.rank) if project else sde, step, state, b2)
+
+
+def _iterate(
+    asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, lr: float, steps: np.ndarray, project: bool, **settings: Any
+) -> Outcome:
+    """Steps of the optimizer from x0, or from each of many starts."""
+    begin = partial(_begun, asked, sde, v0=v0, lr=lr, project=project, **settings)
+    if not asked.stacked:
+        return _from_here(asked, x0, [begin(x0)], np.arange(asked.paths), lr, steps, project)
+    begun = attempted(begin, x0)
+    good = np.array([number for number, one in enumerate(begun) if isinstance(one, _Begun)], int)
+    if not good.size:
+        raise ValueError(f"None of the {asked.paths} starts leads to a run. The first: {begun[0][-1]}")
+    found = _from_here(asked, x0, [begun[number] for number in good], good, lr, steps, project)
+    return scattered(found, good, begun)
+
+
+def _from_here(
+    asked: Request, x0: Array, begun: list[Any], numbers: np.ndarray, lr: float, steps: np.ndarray, project: bool
+) -> Outcome:
+    """Steps of the paths of these numbers, from one start or each from its own; what is saved of them is returned to Γ
+    at the end."""
+    sde, step, _, b2 = begun[0]
+    states = jax.tree.map(
+        lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *(one.state for one in begun)
+    )
+    (xs, vs), end, reached = _run(sde, step, states, numbers, asked, steps)
     project = project and not asked.pieces.interrupted  # which takes a while
     finite = np.isfinite(xs).all(axis=-1) | ~reached
     ran_off = diverged(np.where(reached[..., None], xs, 0.0), x0)
-    xs, landed, residual = land(sde, xs, vs) if project else Landed(xs, ~ran_off, _residuals(sde, xs))
+    if project:
+        xs, landed, residual = _landed([one.sde for one in begun], xs, vs)
+    else:
+        landed, residual = ~ran_off, _residuals(sde, xs)
     good, ts = finite & landed & reached, steps[1:] * lr**2
     stats = {
         "lr": float(lr),
@@ -169,6 +199,17 @@ def _iterate(
     }
     codes = _codes(finite, landed, ran_off)
     return Outcome(sde, ts, xs, vs, good, codes, ts[np.argmin(good, axis=1)], stats, tuple(jax.tree.leaves(end)))
+
+
+def _landed(sdes: list[SlowSDE], xs: np.ndarray, vs: PyTree) -> Landed:
+    """The iterates returned to Γ, each path at the rank of its start, if each has one of its own."""
+    ranks = np.array([-1 if sde.rank is None else int(sde.rank) for sde in sdes])
+    if np.unique(ranks).size == 1:
+        return land(sdes[0], xs, vs)
+    paths = [np.flatnonzero(ranks == rank) for rank in np.unique(ranks)]
+    parts = [land(sdes[some[0]], xs[some], jax.tree.map(lambda leaf, some=some: leaf[some], vs)) for some in paths]
+    order = np.argsort(np.concatenate(paths))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
 
 
 def _belonging(sde: SlowSDE, x0: Array, *, optimizer: Any, lr: float, b2: float | None, steps: np.ndarray) -> Any:
@@ -247,13 +288,20 @@ def _at_rank(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> SlowSDE:
     return eqx.tree_at(lambda s: s.rank, sde, start.rank, is_leaf=lambda leaf: leaf is None)
 
 
-def _run(sde: SlowSDE, step: AGMStep | OptaxStep, state0: State, asked: Request, steps: np.ndarray) -> Marched:
-    """The iterates and states of every path after steps[1:] steps, counted from steps[0]."""
-    shared, paths = (sde, step, asked.key), asked.paths
-    states = jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), (paths, *leaf.shape)), state0)
-    size = block_size(sde, state0[0], eigenpairs=False)
-    first = np.arange(paths), states
-    found = march_paths(_path, shared, first, int(steps[0]), steps[1:], size, asked.pieces)
+def _run(
+    sde: SlowSDE,
+    step: AGMStep | OptaxStep,
+    states: State,
+    numbers: np.ndarray,
+    asked: Request,
+    steps: np.ndarray,
+) -> Marched:
+    """The iterates and states of the paths of these numbers after steps[1:] steps, counted from steps[0]; their states
+    at the start have a leading axis of one, or of them all."""
+    shared, x0 = (sde, step, asked.key), states[0][0]
+    states = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (numbers.size, *leaf.shape[1:])), states)
+    size = block_size(sde, x0, eigenpairs=False)
+    found = march_paths(_path, shared, (numbers, states), int(steps[0]), steps[1:], size, asked.pieces)
     return found._replace(states=found.states[1])
 
 

@@ -29,6 +29,7 @@ from ..support.effort import check_memory
 from ..support.files import is_array
 from .kept import belonging, finished, keep_finished
 from .request import Outcome, Request
+from .stacked import flat_starts, start_of, tell
 from .trajectory import Trajectory, finish, repeated
 
 SAVED_STATS = 7  # numbers about a saved point: residual, rank, eigenvalues, ...
@@ -127,13 +128,15 @@ def run(
 
     `described` says whether `optimizer` is what is run, or stands in for one that is not known; `settings` are those of
     this kind of run, to which its checkpoint belongs. `RunError` where a path failed, if the request says so, and
-    `Interrupted` after Ctrl-C."""
-    given = problem, optimizer, params0
+    `Interrupted` after Ctrl-C. Of many starts `solve` gets all, (starts, p)."""
+    given = problem, optimizer, start_of(params0, 0) if asked.stacked else params0
     with prepared(asked, *given, v0, **how) as (sde, x0, v0):
+        if asked.stacked:
+            x0 = flat_starts(params0, asked.paths, x0)
         digest = digests(*given, known=described)
         keeps = asked.pieces.checkpoint
         if keeps is not None:
-            keeps.open(belonging(asked, sde, x0, v0, digest | settings(sde, x0)))
+            keeps.open(belonging(asked, sde, x0, v0, digest | settings(sde, x0[0] if asked.stacked else x0)))
         found = None if keeps is None else finished(keeps, sde)
         if found is None:
             found = solve(asked, sde, x0, v0)
@@ -165,6 +168,10 @@ def recorded(asked: Request, found: Outcome, label: str) -> Trajectory:
     _tell_undefined(trajectory, np.repeat(np.asarray(found.good), copies, axis=0))
     # With compilation and metrics, from the call on.
     trajectory.stats["seconds"] = time.perf_counter() - asked.started
+    messages = found.stats.get("messages", {})
+    if messages and len(messages) < trajectory.paths:
+        tell(messages, trajectory.paths)
+        return finish(trajectory, found.ended, False)
     return finish(trajectory, np.repeat(found.ended, copies), asked.throw)
 
 

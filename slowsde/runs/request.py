@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import diffrax as dfx
+import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
@@ -13,6 +14,7 @@ from ..metrics.metric import Metric
 from ..metrics.named import as_metrics
 from ..problems.route import Route, as_route
 from ..support import arguments
+from ..support.files import is_array
 from ..support.pieces import EVERY, Pieces, as_checkpoint
 from ..support.progress import meter
 
@@ -34,6 +36,7 @@ class Request:
     throw: bool
     progress: bool | None
     memory: float | None  # bytes that the run may take; None for those of this machine
+    stacked: bool  # whether there are many starts, and one path from each
     pieces: Pieces
     started: float  # seconds, on the clock of `time.perf_counter`
 
@@ -65,10 +68,11 @@ def request(
     memory: float | None = None,
     checkpoint: Any = None,
     checkpoint_every: Any = EVERY,
+    stacked: Any = False,
     may_rest: bool = False,
 ) -> Request:
     """The `Request`; ValueError on what no run can be asked. `given` are the other arguments whose values must be
-    known, `may_rest` says whether t1 may be infinite."""
+    known, params0 the third of them; `may_rest` says whether t1 may be infinite."""
     started = time.perf_counter()
     # First of all, as every other check looks at values.
     arguments.check_concrete(name, *given, t0, t1)
@@ -76,6 +80,8 @@ def request(
     if endless and np.ndim(save_at) > 0:
         raise ValueError(f"save_at={save_at}: a run to t1=inf has no end that is known before; pass a number of times.")
     progress = None if progress is None else arguments.flag("progress", progress)
+    if arguments.flag("stacked", stacked):
+        paths = number_of_starts(given[2])
     return Request(
         name=name,
         t0=t0,
@@ -90,9 +96,23 @@ def request(
         throw=arguments.flag("throw", throw),
         progress=progress,
         memory=None if memory is None else arguments.number("memory", memory, "bytes.", above=0, infinite=True),
+        stacked=stacked,
         pieces=Pieces(name, progress, as_checkpoint(checkpoint, checkpoint_every)),
         started=started,
     )
+
+
+def number_of_starts(params0: PyTree) -> int:
+    """The length of the leading axis that all arrays of params0 have; ValueError where they have not."""
+    leaves = jax.tree_util.tree_flatten_with_path(params0)[0]
+    shapes = {jax.tree_util.keystr(path) or "params0": np.shape(leaf) for path, leaf in leaves if is_array(leaf)}
+    lengths = {shape[:1] for shape in shapes.values()}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
+        raise ValueError(
+            f"stacked=True: the arrays of params0 have shapes {shapes}; all need the same leading axis, that of the "
+            "starts, as jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts) makes it."
+        )
+    return lengths.pop()[0]
 
 
 class Outcome(NamedTuple):

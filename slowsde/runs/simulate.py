@@ -2,7 +2,7 @@
 
 import warnings
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from manifolds.support.precision import on_device, to_numpy
 from ..dynamics.checks import paces
 from ..dynamics.diffusion import SINGULAR, solve_sde, step_grid
 from ..dynamics.fast_motion import FALLS, start_motion, start_shares
-from ..dynamics.flow import follow, start_scales
+from ..dynamics.flow import Scales, follow, start_scales
 from ..dynamics.rest import follow_to_rest, stillness
 from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE, equilibrium
@@ -32,6 +32,7 @@ from ..support.pieces import EVERY
 from ..support.progress import step_meter
 from .frame import blanked, run
 from .request import Outcome, Request, request
+from .stacked import Failure, attempted, merged, stack_leaves
 from .trajectory import Trajectory
 
 LARGE = 10.0  # how much faster S(0) may be than S(V(Σ)) without a word: gaps of up to 5 % at lr = 0.005
@@ -64,6 +65,7 @@ def simulate(
     memory: float | None = None,
     checkpoint: Any = None,
     checkpoint_every: float = EVERY,
+    stacked: bool = False,
 ) -> Trajectory:
     """Paths of the slow SDE for (ζ, v), from ζ(t0) = Φ_{S(v0)}(params0), on Γ at every step.
 
@@ -100,6 +102,10 @@ def simulate(
         checkpoint: a file that the run keeps its state in. Killed at any moment, the same call goes on from there and
             gives the same bits; finished, it returns at once. ValueError for a file of another run, with what differs.
         checkpoint_every: seconds between two writes at most; they are more frequent where that takes 2 % of the time.
+        stacked: the leaves of params0 have a leading axis of starts. Path i is that from start i (v0 is one for all), a
+            flow to the last bit as from that start alone, what diffuses with the noise of path i of a run from there.
+            A start that leads to no manifold has NaN, the code NO_MANIFOLD and stats["messages"]; if not all do, that
+            is a UserWarning. With t1=inf every path has its own times, (starts, T) in stats["times"].
 
     Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds route, block, solver, rank and spectrum of H' at
         the start, start_distance |Φ(params0) − params0| (off Γ also its start_shares along eigenvectors of H', with
@@ -133,6 +139,7 @@ def simulate(
         memory=memory,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
+        stacked=stacked,
     )
     # A run to rest has no length to divide.
     step = arguments.check_step(dt, t0, t0 + 1 if asked.endless else t1)
@@ -148,35 +155,88 @@ def simulate(
     return run(asked, problem, optimizer, params0, v0, solve, "slow", **how)
 
 
+class _Begun(NamedTuple):
+    """A path of the slow SDE at its start."""
+
+    slow: SlowState
+    state: State
+    about: dict[str, Any]
+
+
 def _slow_paths(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, method: Method) -> Outcome:
     """From Φ_{S(v0)}(x0) along the slow SDE: a flow to a time or to rest, or Euler steps with noise."""
-    given = v0 is not None
-    most = max(MAX_STEPS, method.max_steps // 10)
-    shown = step_meter("to the manifold", asked.progress, most)
+    begin = partial(_begun, asked, sde, v0=v0, most=max(MAX_STEPS, method.max_steps // 10))
+    if asked.stacked:
+        return _from_starts(asked, sde, attempted(begin, x0), method)
+    begun = begin(x0)
+    if not sde.diffuses and method.solver != "euler":
+        return _flow_from(asked, begun, method)
+    slow, state0, about = begun
+    solved = _euler_paths(asked, slow, state0, method.dt)
+    return outcome_of(slow, solved, about if sde.diffuses else about | _at_the_end(slow, solved))
+
+
+def _begun(asked: Request, sde: SlowSDE, x0: Array, *, v0: PyTree, most: int) -> _Begun:
+    given, shown = v0 is not None, step_meter("to the manifold", asked.progress, most)
     slow, start, v0 = start_on_manifold(sde, x0, v0, asked.rank, asked.t0, max_steps=most, shown=shown)
     state0, about = slow.initial(start.point, v0), _about_start(slow.sde, x0, start, v0)
-    if given:
-        about |= _about_state(slow, state0)
+    return _Begun(slow, state0, about | (_about_state(slow, state0) if given else {}))
+
+
+def _flow_from(asked: Request, begun: _Begun, method: Method, start: str = "") -> Outcome:
+    """A flow, whose stages have names that begin with that of its `start`."""
+    slow, state0, about = begun
     if asked.endless:
-        solved = follow_to_rest(slow, state0, asked.t0, asked.times.size, method, asked.pieces)
-    elif sde.diffuses or method.solver == "euler":
-        solved = _euler_paths(asked, slow, state0, method.dt)
+        solved = follow_to_rest(slow, state0, asked.t0, asked.times.size, method, asked.pieces, start)
     else:
-        solved = follow(slow, state0, asked.times, (asked.t0, asked.t1), method, asked.pieces)
-    if not sde.diffuses:
-        about |= _at_the_end(slow, solved)
-    return outcome_of(slow, solved, about)
+        solved = follow(slow, state0, asked.times, (asked.t0, asked.t1), method, asked.pieces, start + "flow")
+    return outcome_of(slow, solved, about | _at_the_end(slow, solved))
+
+
+def _from_starts(asked: Request, sde: SlowSDE, begun: list[_Begun | Failure], method: Method) -> Outcome:
+    """One path from each start: flows one after the other, as each has steps of its own; what diffuses side by side."""
+    good = {number: one for number, one in enumerate(begun) if isinstance(one, _Begun)}
+    if sde.diffuses or method.solver == "euler":
+        found = _euler_from_starts(asked, good, method.dt)
+    else:
+        found = {number: _flow_from(asked, one, method, f"start {number}: ") for number, one in good.items()}
+    failed = {number: one for number, one in enumerate(begun) if isinstance(one, Failure)}
+    every = found | failed
+    return merged(sde, [every[number] for number in range(len(begun))], asked.times, asked.t0)
 
 
 def _euler_paths(asked: Request, slow: SlowState, state0: State, dt: float) -> Solved:
-    # Graded at a start from v = 0, in equal steps elsewhere.
-    scales = start_scales(slow, state0)
-    falling = scales.falling if scales.contrast > SINGULAR else np.inf
-    grid = step_grid(asked.times, asked.t0, asked.t1, dt, falling)
-    # What `resume` needs to meet the same noise.
-    about = {"solver": "euler", "dt": dt, **key_stats(asked.key)}
+    grid = _euler_grid(asked, dt, [start_scales(slow, state0)])
     found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, pieces=asked.pieces)
-    return Solved(asked.times, *found, about)
+    return Solved(asked.times, *found, _about_noise(asked, dt))
+
+
+def _euler_from_starts(asked: Request, begun: dict[int, _Begun], dt: float) -> dict[int, Outcome]:
+    """Paths of Euler steps, one from each start, with the noise of the paths of their numbers."""
+    if not begun:
+        return {}
+    ones = list(begun.values())
+    grid = _euler_grid(asked, dt, [start_scales(one.slow, one.state) for one in ones])
+    states, regular = stack_leaves([(one.state, (one.slow.sde.rank, one.slow.floor)) for one in ones])
+    how = {"paths": np.array(list(begun)), "pieces": asked.pieces, "regular": regular}
+    found = solve_sde(ones[0].slow, states, asked.key, asked.times, grid, dt, **how)
+
+    def outcome(path: int, one: _Begun) -> Outcome:
+        saved, ending = jax.tree.map(lambda leaf: leaf[path : path + 1], found)
+        return outcome_of(one.slow, Solved(asked.times, saved, ending, _about_noise(asked, dt)), one.about)
+
+    return {number: outcome(path, one) for path, (number, one) in enumerate(begun.items())}
+
+
+def _euler_grid(asked: Request, dt: float, scales: list[Scales]) -> np.ndarray:
+    # Graded at a start from v = 0, in equal steps elsewhere.
+    falling = min((scale.falling for scale in scales if scale.contrast > SINGULAR), default=np.inf)
+    return step_grid(asked.times, asked.t0, asked.t1, dt, falling)
+
+
+def _about_noise(asked: Request, dt: float) -> dict[str, Any]:
+    """What `resume` needs to meet the same noise."""
+    return {"solver": "euler", "dt": dt, **key_stats(asked.key)}
 
 
 def key_stats(key: Any) -> dict[str, Any]:

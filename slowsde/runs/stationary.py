@@ -15,7 +15,7 @@ from .trajectory import Trajectory
 
 @dataclass(frozen=True)
 class StationaryPoint:
-    """The end of a slow flow.
+    """The end of a slow flow; of many with a leading axis of starts, numbers as arrays.
 
     Attributes:
         params: the point of Γ, a pytree like the parameters.
@@ -30,10 +30,10 @@ class StationaryPoint:
 
     params: PyTree
     v: PyTree
-    metrics: dict[str, float]
-    t: float
-    speed: float
-    stillness: float
+    metrics: dict[str, Any]
+    t: Any
+    speed: Any
+    stillness: Any
     trajectory: Trajectory
 
 
@@ -43,6 +43,8 @@ def stationary_point(
     """Where `optimizer` ends up from `params0`: the slow flow followed until ΠS T[S] = 0 and v = V(Σ).
 
     That is `simulate(..., t1=inf)`, whose other arguments (`v0`, `tol`, `rtol`, `max_steps`, `route`, ...) it takes.
+    With stacked=True from many starts at once: then everything that is found has a leading axis of them, and
+    `trajectory.result` says which of them came to rest.
 
     Raises: ValueError on bad input and where the noise diffuses, so that nothing comes to rest; `RunError`
         (NOT_STATIONARY) with what there was if the flow still moves after `max_steps`, and (ESCAPES) if it has no rest
@@ -54,12 +56,19 @@ def stationary_point(
     # The way is of no interest here, and saved times are ends of steps.
     settings = {"save_at": 2} | settings
     found = simulate(problem, optimizer, params0, np.inf, metrics=metrics, **settings)
+    many = bool(settings.get("stacked", False))
+    paths = slice(None) if many else 0
+
+    def each(value: Any) -> Any:
+        """What is known of all starts as an array of one for each."""
+        return np.broadcast_to(np.asarray(value, float), found.paths).copy() if many else float(value)
+
     return StationaryPoint(
-        params=jax.tree.map(lambda leaf: leaf[0] if isinstance(leaf, np.ndarray) else leaf, found.final_params),
-        v=jax.tree.map(lambda leaf: leaf[0, -1], found.v),
-        metrics={name: float(values[0, -1]) for name, values in found.metrics.items()},
-        t=float(found.ts[-1]),
-        speed=found.stats["speed"],
-        stillness=found.stats["stillness"],
+        params=jax.tree.map(lambda leaf: leaf[paths] if isinstance(leaf, np.ndarray) else leaf, found.final_params),
+        v=jax.tree.map(lambda leaf: leaf[paths, -1], found.v),
+        metrics={name: each(values[paths, -1]) for name, values in found.metrics.items()},
+        t=each(np.asarray(found.stats["times"])[:, -1] if many else found.ts[-1]),
+        speed=each(found.stats["speed"]),
+        stillness=each(found.stats["stillness"]),
         trajectory=found,
     )
