@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from manifolds.maps.limit_map import as_rank, check_limit, compiled_limit_point
+from manifolds.support.precision import on_device
 from manifolds.support.user_functions import shown
 
 from ..dynamics.digest import drawn_digest, traced_digest
@@ -27,8 +28,8 @@ from ..support.effort import MOST_STEPS, check_steps
 from ..support.pieces import EVERY
 from .frame import diverged, run
 from .landing import Landed, arrives, land
-from .request import Outcome, Request, request
-from .stacked import attempted, scattered
+from .request import Outcome, Request, key_stats, request
+from .stacked import attempted, scattered, stack_leaves
 from .steps import AGMStep, OptaxStep, State, agm_run, is_transformation, optax_run
 from .trajectory import Trajectory
 
@@ -102,7 +103,7 @@ def run_discrete(
         >>> fast = run_discrete(problem, optax.adam(0.01, b2=0.999), params0, t1=1.0, lr=0.01,
         ...                     like=adam(c=10.0, bias_correction=True))
     """
-    agm = _described(optimizer, like)
+    agm = described(optimizer, like)
     asked = request(
         "run_discrete",
         (problem, optimizer, params0, v0, like, lr),
@@ -126,16 +127,25 @@ def run_discrete(
     positive_integer("max_steps", max_steps)
     flag("project", project)
     check_steps((asked.t1 - asked.t0) / lr**2, max_steps, f"lr={lr:g} to t1={t1:g}", "raise lr or lower t1 (t = k·lr²)")
-    b2 = _second_momentum(agm, lr) if agm is optimizer else None
+    b2 = second_momentum(agm, lr) if agm is optimizer else None
     if agm is not optimizer and like is None and adaptive_sharpness in asked.metrics.values():
         raise ValueError(
             "metrics: adaptive_sharpness is tr S(v)H, and Optax does not tell S: pass like=adam(...), say."
         )
-    settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": _saved_steps(asked.times, t0, lr)}
+    settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": saved_steps(asked.times, t0, lr)}
     iterate = partial(_iterate, project=project, **settings)
     own, given = agm is optimizer, (problem, agm, params0, v0)
-    how = {"own_state": not own, "described": own or like is not None, "settings": partial(_belonging, **settings)}
+    how = {"own_state": not own, "described": own or like is not None, "settings": partial(belonging_of, **settings)}
     return run(asked, *given, iterate, "discrete", **how)
+
+
+def begun_by(
+    sde: SlowSDE, optimizer: Any, x0: Array, v0: PyTree, t0: float, lr: float, b2: float | None
+) -> tuple[AGMStep | OptaxStep, State, float | None]:
+    """The step of an optimizer, its state at x0, and its β2, which is measured where it is not given (Optax)."""
+    if b2 is None:
+        return optax_run(sde, optimizer, x0, v0, lr)
+    return *agm_run(sde, x0, v0, t0, lr, b2), b2
 
 
 class _Begun(NamedTuple):
@@ -150,10 +160,7 @@ class _Begun(NamedTuple):
 def _begun(
     asked: Request, sde: SlowSDE, x0: Array, *, v0: PyTree, optimizer: Any, lr: float, b2: float | None, project: bool
 ) -> _Begun:
-    if b2 is None:
-        step, state, b2 = optax_run(sde, optimizer, x0, v0, lr)
-    else:
-        step, state = agm_run(sde, x0, v0, asked.t0, lr, b2)
+    step, state, b2 = begun_by(sde, optimizer, x0, v0, asked.t0, lr, b2)
     return _Begun(_at_rank(sde, x0, state[2], asked.rank) if project else sde, step, state, b2)
 
 
@@ -163,30 +170,40 @@ def _iterate(
     """Steps of the optimizer from x0, or from each of many starts."""
     begin = partial(_begun, asked, sde, v0=v0, lr=lr, project=project, **settings)
     if not asked.stacked:
-        return _from_here(asked, x0, [begin(x0)], np.arange(asked.paths), lr, steps, project)
-    begun = attempted(begin, x0)
-    good = np.array([number for number, one in enumerate(begun) if isinstance(one, _Begun)], int)
-    if not good.size:
-        raise ValueError(f"None of the {asked.paths} starts leads to a run. The first: {begun[0][-1]}")
-    found = _from_here(asked, x0, [begun[number] for number in good], good, lr, steps, project)
-    return scattered(found, good, begun)
+        begun, numbers = [begin(x0)], np.arange(asked.paths)
+    else:
+        tried = attempted(begin, x0)
+        numbers = np.array([number for number, one in enumerate(tried) if isinstance(one, _Begun)], int)
+        if not numbers.size:
+            raise ValueError(f"None of the {asked.paths} starts leads to a run. The first: {tried[0][-1]}")
+        begun = [tried[number] for number in numbers]
+    states = stack_leaves([one.state for one in begun])
+    ranks = [one.sde.rank for one in begun]
+    found = go_on(asked, begun[0].sde, begun[0].step, states, numbers, ranks, begun[0].b2, lr, steps, project)
+    return scattered(found, numbers, tried) if asked.stacked else found
 
 
-def _from_here(
-    asked: Request, x0: Array, begun: list[Any], numbers: np.ndarray, lr: float, steps: np.ndarray, project: bool
+def go_on(
+    asked: Request,
+    sde: SlowSDE,
+    step: AGMStep | OptaxStep,
+    states: State,
+    numbers: np.ndarray,
+    ranks: list[Any],
+    b2: float | None,
+    lr: float,
+    steps: np.ndarray,
+    project: bool,
 ) -> Outcome:
-    """Steps of the paths of these numbers, from one start or each from its own; what is saved of them is returned to Γ
-    at the end."""
-    sde, step, _, b2 = begun[0]
-    states = jax.tree.map(
-        lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *(one.state for one in begun)
-    )
+    """Steps of the paths of these numbers from their states, with leading axis one or `numbers.size`, as are the ranks
+    with which they are returned to Γ; what is saved of them is, at the end."""
     (xs, vs), end, reached = _run(sde, step, states, numbers, asked, steps)
     project = project and not asked.pieces.interrupted  # which takes a while
     finite = np.isfinite(xs).all(axis=-1) | ~reached
-    ran_off = diverged(np.where(reached[..., None], xs, 0.0), x0)
+    ran_off = diverged(np.where(reached[..., None], xs, 0.0), states[0])
+    known = np.array([-1 if rank is None else int(rank) for rank in ranks])
     if project:
-        xs, landed, residual = _landed([one.sde for one in begun], xs, vs)
+        xs, landed, residual = _landed(sde, known, xs, vs)
     else:
         landed, residual = ~ran_off, _residuals(sde, xs)
     good, ts = finite & landed & reached, steps[1:] * lr**2
@@ -196,23 +213,34 @@ def _from_here(
         "num_steps": int(steps[-1] - steps[0]),
         "projected": project,
         "residual": residual,
+        # What `resume` needs besides the states.
+        "landed_at_ranks": known,
+        **key_stats(asked.key),
     }
     codes = _codes(finite, landed, ran_off)
     return Outcome(sde, ts, xs, vs, good, codes, ts[np.argmin(good, axis=1)], stats, tuple(jax.tree.leaves(end)))
 
 
-def _landed(sdes: list[SlowSDE], xs: np.ndarray, vs: PyTree) -> Landed:
-    """The iterates returned to Γ, each path at the rank of its start, if each has one of its own."""
-    ranks = np.array([-1 if sde.rank is None else int(sde.rank) for sde in sdes])
-    if np.unique(ranks).size == 1:
-        return land(sdes[0], xs, vs)
-    paths = [np.flatnonzero(ranks == rank) for rank in np.unique(ranks)]
-    parts = [land(sdes[some[0]], xs[some], jax.tree.map(lambda leaf, some=some: leaf[some], vs)) for some in paths]
+def _landed(sde: SlowSDE, ranks: np.ndarray, xs: np.ndarray, vs: PyTree) -> Landed:
+    """The iterates returned to Γ, each path at the rank of its start, negative where it is counted anew."""
+    different = np.unique(ranks)
+    if different.size == 1:
+        return land(_ranked(sde, int(different[0])), xs, vs)
+    paths = [np.flatnonzero(ranks == rank) for rank in different]
+    parts = [
+        land(_ranked(sde, int(rank)), xs[some], jax.tree.map(lambda leaf, some=some: leaf[some], vs))
+        for rank, some in zip(different, paths, strict=True)
+    ]
     order = np.argsort(np.concatenate(paths))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
 
 
-def _belonging(sde: SlowSDE, x0: Array, *, optimizer: Any, lr: float, b2: float | None, steps: np.ndarray) -> Any:
+def _ranked(sde: SlowSDE, rank: int) -> SlowSDE:
+    found = None if rank < 0 else on_device(np.asarray(rank))
+    return eqx.tree_at(lambda s: s.rank, sde, found, is_leaf=lambda leaf: leaf is None)
+
+
+def belonging_of(sde: SlowSDE, x0: Array, *, optimizer: Any, lr: float, b2: float | None, steps: np.ndarray) -> Any:
     """What a checkpoint of a discrete run belongs to besides what any does."""
     known = {"lr": float(lr), "b2": b2, "gradients": drawn_digest(sde, x0), "start": int(steps[0])}
     if b2 is None:
@@ -228,7 +256,7 @@ def _codes(finite: np.ndarray, landed: np.ndarray, ran_off: np.ndarray) -> np.nd
     return np.where(finite.all(axis=1), arrived, Result.NON_FINITE)
 
 
-def _described(optimizer: Any, like: AGM | None) -> AGM:
+def described(optimizer: Any, like: AGM | None) -> AGM:
     """The AGM that `optimizer` is, or is like; plain gradient descent for an Optax transformation of unknown kind."""
     if like is not None and (isinstance(optimizer, AGM) or not isinstance(like, AGM)):
         raise ValueError(
@@ -245,7 +273,7 @@ def _described(optimizer: Any, like: AGM | None) -> AGM:
     return optimizer
 
 
-def _second_momentum(optimizer: AGM, lr: float) -> float:
+def second_momentum(optimizer: AGM, lr: float) -> float:
     if optimizer.quasi_static:
         raise ValueError("c=inf is a limit of the slow SDE; a discrete run needs a finite c = (1 − β2)/η².")
     if optimizer.V is no_state:
@@ -256,7 +284,7 @@ def _second_momentum(optimizer: AGM, lr: float) -> float:
     return b2
 
 
-def _saved_steps(times: np.ndarray, t0: float, lr: float) -> np.ndarray:
+def saved_steps(times: np.ndarray, t0: float, lr: float) -> np.ndarray:
     """The step number k ≈ t0/η² of the start, and those of the saved times, strictly increasing."""
     start = round(t0 / lr**2)
     steps = np.unique(np.rint(times / lr**2).astype(int))

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import diffrax as dfx
 import jax
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
@@ -100,6 +102,12 @@ def request(
         pieces=Pieces(name, progress, as_checkpoint(checkpoint, checkpoint_every)),
         started=started,
     )
+
+
+def key_stats(key: Any) -> dict[str, Any]:
+    """A random key as numbers, which files can hold, and the name of its implementation if it is a typed one."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return {"key": np.asarray(jr.key_data(key))} | ({"key_kind": str(jr.key_impl(key))} if typed else {})
 
 
 def number_of_starts(params0: PyTree) -> int:

@@ -1,4 +1,4 @@
-"""Continue a finished run of the slow SDE from where it ended, as if it had never stopped."""
+"""Continue a finished run from where it ended, as if it had never stopped: of the slow SDE, or of the optimizer."""
 
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from manifolds.support.precision import cast
 
 from ..dynamics import checks
 from ..dynamics.diffusion import solve_sde, step_grid
+from ..dynamics.digest import arrays_digest
 from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE
 from ..dynamics.solve import Solved
@@ -23,15 +24,18 @@ from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
 from ..support import arguments
+from ..support.files import is_array
+from ..support.pieces import EVERY
+from .discrete import begun_by, belonging_of, described, go_on, saved_steps, second_momentum
 from .frame import check_digest, run
-from .request import Outcome, Request, request
-from .simulate import key_stats, outcome_of, simulate
+from .request import Outcome, Request, key_stats, request
+from .simulate import outcome_of, simulate
 from .trajectory import Trajectory
 
 
 def resume(
     problem: AbstractProblem,
-    optimizer: AGM,
+    optimizer: Any,
     trajectory: Trajectory,
     t1: float,
     *,
@@ -43,20 +47,27 @@ def resume(
     dtype: Any = "float64",
     throw: bool = True,
     progress: bool | None = None,
+    like: AGM | None = None,
+    checkpoint: Any = None,
+    checkpoint_every: float = EVERY,
 ) -> Trajectory:
-    """Every path of `trajectory`, a run of `simulate`, from its last saved time to t1, with the noise ahead of it.
+    """Every path of `trajectory`, a run of `simulate` or of `run_discrete`, from its last saved time to t1, with the
+    noise ahead of it.
 
     Noise belongs to the path and to the slow time of the step, so that with the same key and dt the parts together are
     the run that was not interrupted: to the last bit where its steps are the same (it was saved at the seam), and
     otherwise up to rounding. For one path, `simulate(problem, optimizer, end, t1, t0=..., v0=..., key=key, dt=dt)`
-    meets the same noise, too.
+    meets the same noise, too. A discrete run goes on with its momentum, its state and the number of its step, from the
+    iterates themselves, not from their returns to Γ (`Trajectory.end`).
 
     Args:
-        problem, optimizer, save_at, metrics, route, dtype, throw, progress: as in `simulate`. The first two must be
-            those of the trajectory (`stats["digest"]`).
-        trajectory: a run of `simulate` (or `load`ed), none of whose paths failed; paths, v and t0 are those of its end.
-        t1: slow time, after the last saved time.
+        problem, optimizer, save_at, metrics, route, dtype, throw, progress, checkpoint, checkpoint_every: as in
+            `simulate`. The first two must be those of the trajectory (`stats["digest"]`).
+        trajectory: a run of `simulate` or `run_discrete` (or `load`ed), none of whose paths failed; a flow to rest may
+            have stopped short of it (NOT_STATIONARY, MAX_STEPS). Paths, v and t0 are those of its end.
+        t1: slow time, after the last saved time; inf for a flow to go on until it rests.
         key, dt: None for those of the trajectory.
+        like: of a discrete run by Optax, as in `run_discrete`.
 
     Returns: `Trajectory` from the last saved time of `trajectory` to t1, with the same paths in the same order.
     Raises: ValueError on bad input; `RunError` as `simulate` does.
@@ -72,16 +83,41 @@ def resume(
     first, v0 = jax.tree.map(lambda leaf: leaf[0] if isinstance(leaf, np.ndarray) else leaf, (ends, v))
     shared: dict[str, Any] = {"t0": t0, "paths": paths, "save_at": save_at, "metrics": metrics, "route": route}
     shared |= {"dtype": dtype, "throw": throw, "progress": progress}
+    shared |= {"checkpoint": checkpoint, "checkpoint_every": checkpoint_every}
+    # Kept in the trajectory as numbers: typed keys cannot be saved to a file.
+    if key is None and "key" in stats:
+        key = jr.wrap_key_data(jnp.asarray(stats["key"], jnp.uint32), impl=stats.get("key_kind"))
+    if trajectory.label == "discrete":
+        asked = request("resume", (problem, optimizer), t1=t1, key=key, **shared)
+        return _discrete_onward(asked, problem, optimizer, like, trajectory, first)
     # One path of them is followed, and repeated.
     if stats["solver"] != "euler":  # a flow: all paths are equal
-        return simulate(problem, optimizer, first, t1, v0=v0, solver=stats["solver"], **shared)
-    # Kept in the trajectory as numbers: typed keys cannot be saved to a file.
-    if key is None:
-        key = jr.wrap_key_data(jnp.asarray(stats["key"], jnp.uint32), impl=stats.get("key_kind"))
+        settings = {name: stats[name] for name in ("solver", "rtol") if name in stats}
+        return simulate(problem, optimizer, first, t1, v0=v0, rank=stats.get("given_rank"), **settings, **shared)
     asked = request("resume", (problem, optimizer), t1=t1, key=key, **shared)
     step = arguments.check_step(stats["dt"] if dt is None else dt, t0, t1)
     onward = partial(_onward, ends=ends, v=v, dt=step, about=stats)
-    return run(asked, problem, optimizer, first, v0, onward, "slow")
+    settings = {"dt": step, "ends": arrays_digest((ends, v))}
+    return run(asked, problem, optimizer, first, v0, onward, "slow", settings=lambda sde, x0: settings)
+
+
+def _discrete_onward(
+    asked: Request, problem: AbstractProblem, optimizer: Any, like: AGM | None, trajectory: Trajectory, first: PyTree
+) -> Trajectory:
+    """A discrete run from where its iterates ended, with all that the optimizer remembers."""
+    agm, stats, lr = described(optimizer, like), trajectory.stats, float(trajectory.stats["lr"])
+    b2 = second_momentum(agm, lr) if agm is optimizer else None
+    settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": saved_steps(asked.times, asked.t0, lr)}
+
+    def onward(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree) -> Outcome:
+        step, state, measured = begun_by(sde, optimizer, x0, None, asked.t0, lr, b2)
+        states = jax.tree.unflatten(jax.tree.structure(state), [np.asarray(leaf) for leaf in trajectory.end or ()])
+        numbers, ranks = np.arange(asked.paths), [None if r < 0 else r for r in np.asarray(stats["landed_at_ranks"])]
+        how = {"b2": measured, "lr": lr, "steps": settings["steps"], "project": stats["projected"]}
+        return go_on(asked, sde, step, states, numbers, ranks, **how)
+
+    known, belongs = agm is optimizer or like is not None, partial(belonging_of, **settings)
+    return run(asked, problem, agm, first, None, onward, "discrete", described=known, settings=belongs)
 
 
 def _onward(
@@ -108,12 +144,25 @@ def _onward(
 
 
 def _check_resumable(trajectory: Trajectory) -> None:
-    """ValueError unless `trajectory` is a run of `simulate` all of whose paths reached its end."""
-    if not isinstance(trajectory, Trajectory) or trajectory.label != "slow" or "solver" not in trajectory.stats:
-        raise ValueError(f"trajectory={type(trajectory).__name__} must be a run of simulate, or one loaded by load.")
-    failed = np.flatnonzero(trajectory.result != Result.SUCCESS)
+    """ValueError unless `trajectory` is a run of `simulate` or `run_discrete` all of whose paths reached its end."""
+    kinds = {"slow": "solver", "discrete": "landed_at_ranks"}
+    if not isinstance(trajectory, Trajectory) or kinds.get(trajectory.label) not in trajectory.stats:
+        raise ValueError(
+            f"trajectory={type(trajectory).__name__} must be a run of simulate or run_discrete, or one loaded by load, "
+            "saved by this version or a later one."
+        )
+    if "messages" in trajectory.stats and trajectory.label == "slow":
+        raise ValueError(
+            "trajectory has many starts (stacked=True), which go on one by one: simulate(problem, optimizer, end, t1, "
+            "t0=..., v0=..., key=...) from the last params and v of each."
+        )
+    stopped = (Result.SUCCESS, Result.NOT_STATIONARY, Result.MAX_STEPS)
+    may = stopped if trajectory.stats.get("solver") in ("tsit5", "implicit") else (Result.SUCCESS,)
+    ends = [leaf[:, -1] for leaf in jax.tree.leaves(trajectory.params) if is_array(leaf)]
+    there = np.all([np.isfinite(leaf).reshape(trajectory.paths, -1).all(axis=1) for leaf in ends], axis=0)
+    failed = np.flatnonzero(~np.isin(trajectory.result, may) | ~there)
     if failed.size:
         raise ValueError(
             f"trajectory has {failed.size} failed paths (the first is path {failed[0]}): only runs all of whose paths "
-            "reached the end can go on. Run it again with a smaller dt."
+            "reached the end can go on. Run it again with a smaller dt or lr."
         )

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
@@ -31,7 +30,7 @@ from ..support.effort import check_memory, grid_needed
 from ..support.pieces import EVERY
 from ..support.progress import step_meter
 from .frame import blanked, run
-from .request import Outcome, Request, request
+from .request import Outcome, Request, key_stats, request
 from .stacked import Failure, attempted, merged, stack_leaves
 from .trajectory import Trajectory
 
@@ -190,7 +189,8 @@ def _flow_from(asked: Request, begun: _Begun, method: Method, start: str = "") -
         solved = follow_to_rest(slow, state0, asked.t0, asked.times.size, method, asked.pieces, start)
     else:
         solved = follow(slow, state0, asked.times, (asked.t0, asked.t1), method, asked.pieces, start + "flow")
-    return outcome_of(slow, solved, about | _at_the_end(slow, solved))
+    settings = {"rtol": method.rtol, "given_rank": asked.rank}  # for `resume`
+    return outcome_of(slow, solved, about | _at_the_end(slow, solved) | settings)
 
 
 def _from_starts(asked: Request, sde: SlowSDE, begun: list[_Begun | Failure], method: Method) -> Outcome:
@@ -237,12 +237,6 @@ def _euler_grid(asked: Request, dt: float, scales: list[Scales]) -> np.ndarray:
 def _about_noise(asked: Request, dt: float) -> dict[str, Any]:
     """What `resume` needs to meet the same noise."""
     return {"solver": "euler", "dt": dt, **key_stats(asked.key)}
-
-
-def key_stats(key: Any) -> dict[str, Any]:
-    """A random key as numbers, which files can hold, and the name of its implementation if it is a typed one."""
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return {"key": np.asarray(jr.key_data(key))} | ({"key_kind": str(jr.key_impl(key))} if typed else {})
 
 
 def _about_start(sde: SlowSDE, x0: Array, start: LimitPoint, v0: PyTree) -> dict[str, Any]:

@@ -102,13 +102,18 @@ def _merged_stats(every: list[dict[str, Any]], good: list[dict[str, Any]], count
 def _together(values: list[Any], count: int) -> Any:
     """One value for all, or an array over the starts, NaN where there is none."""
     known = [value for value in values if value is not None]
+    if not known:
+        return None
     shapes = {np.shape(value) for value in known}
     if shapes == {(1, count)}:  # along the run
         nothing = np.full((1, count), np.nan)
         return np.concatenate([nothing if value is None else np.asarray(value) for value in values])
     if shapes == {()} and all(isinstance(value, (int, float, np.number)) for value in known):
-        same = len(known) == len(values) and len(set(known)) == 1
-        return known[0] if same else np.array([np.nan if value is None else float(value) for value in values])
+        return (
+            known[0]
+            if len(set(known)) == 1
+            else np.array([np.nan if value is None else float(value) for value in values])
+        )
     alike = all(_equal(value, known[0]) for value in known)
     return known[0] if alike else [value.tolist() if is_array(value) else value for value in values]
 

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
@@ -57,14 +58,38 @@ class OptaxStep(eqx.Module):
     transformation: Any
     b2: Array | None  # to correct v with
     has_state: bool = eqx.field(static=True)
+    keys: tuple[Any, ...] = eqx.field(static=True)  # of each leaf of its memory the kind of random key that it is
 
     def __call__(self, sde: SlowSDE, k: Array, state: State, g: Vector) -> State:
         """One step along the stochastic gradient g."""
         chart, (theta, memory, v) = sde.chart, state
+        memory = _typed(memory, self.keys)
         updates, memory = self.transformation.update(chart.unravel_arrays(g), memory, chart.unravel_arrays(theta))
         # Not `optax.apply_updates`: Optax is not imported, and its updates may be of another precision.
         theta = theta + ravel(updates).astype(theta.dtype)
-        return theta, memory, sde.arranged(from_optax_state(memory, self.b2)) if self.has_state else v
+        return theta, _as_numbers(memory), sde.arranged(from_optax_state(memory, self.b2)) if self.has_state else v
+
+
+def _kinds_of_keys(memory: PyTree) -> tuple[Any, ...]:
+    leaves = jax.tree.leaves(memory)
+    return tuple(str(jr.key_impl(leaf)) if _is_key(leaf) else None for leaf in leaves)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
+def _as_numbers(memory: PyTree) -> PyTree:
+    """What an optimizer remembers with its random keys as numbers, which NumPy and files can hold."""
+    return jax.tree.map(lambda leaf: jr.key_data(leaf) if _is_key(leaf) else leaf, memory)
+
+
+def _typed(memory: PyTree, kinds: tuple[Any, ...]) -> PyTree:
+    leaves, form = jax.tree.flatten(memory)
+    typed = [
+        leaf if kind is None else jr.wrap_key_data(leaf, impl=kind) for leaf, kind in zip(leaves, kinds, strict=True)
+    ]
+    return jax.tree.unflatten(form, typed)
 
 
 def agm_run(sde: SlowSDE, x0: Vector, v0: PyTree, t0: float, lr: float, b2: float) -> tuple[AGMStep, State]:
@@ -97,8 +122,9 @@ def optax_run(
             "None for a fresh start."
         )
     memory = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), memory, expected)
+    keys, numbers = _kinds_of_keys(memory), _as_numbers(memory)
     if not jax.tree.leaves(sde.state_shapes()):
-        return OptaxStep(transformation, None, False), (x0, memory, None), None
+        return OptaxStep(transformation, None, False, keys), (x0, numbers, None), None
     b2 = _second_momentum(transformation, fresh, params)
     _check_rate(sde.optimizer, b2, lr, x0.dtype)
     corrected = sde.optimizer.bias_correction
@@ -108,7 +134,8 @@ def optax_run(
     else:
         v = sde.arranged(from_optax_state(memory, b2 if corrected else None))
     check_state(sde, v, "the second moment of this transformation")
-    return OptaxStep(transformation, jnp.asarray(b2, x0.dtype) if corrected else None, True), (x0, memory, v), b2
+    step = OptaxStep(transformation, jnp.asarray(b2, x0.dtype) if corrected else None, True, keys)
+    return step, (x0, numbers, v), b2
 
 
 def _second_momentum(transformation: Any, state: PyTree, params: PyTree) -> float:

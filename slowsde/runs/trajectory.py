@@ -109,6 +109,7 @@ class Trajectory:
         for group, tree in (("params", self.params), ("v", self.v)):
             structure[group] = describe(tree)
             arrays |= {f"{group}/{i}": leaf for i, (_, leaf) in enumerate(named_leaves(tree))}
+        arrays |= {f"end/{i}": leaf for i, leaf in enumerate(self.end or ())}
         header = {"structure": structure, "stats": plain(self.stats), "label": self.label, "format": FORMAT}
         write_arrays(target, arrays | {"header": np.array(json.dumps(header))})
         return target
@@ -211,8 +212,9 @@ def _rebuilt(arrays: dict[str, np.ndarray], header: dict[str, Any], like: PyTree
             # The leaves in the order of the file, which is that of `like`.
             flat = [leaf.reshape((*leaf.shape[:2], -1)) for leaf in leaves]
             trees[group] = Coordinates.of(like).unravel(np.concatenate(flat, axis=-1))
+    end = tuple(arrays[f"end/{i}"] for i in range(sum(name.startswith("end/") for name in arrays))) or None
     ts, result = arrays["ts"], arrays["result"]
-    return Trajectory(ts, trees["params"], trees["v"], metrics, header["stats"], result, header["label"])
+    return Trajectory(ts, trees["params"], trees["v"], metrics, header["stats"], result, header["label"], end)
 
 
 def _check_shapes(target: Path, trajectory: Trajectory) -> None:

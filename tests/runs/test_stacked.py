@@ -112,7 +112,7 @@ def test_arrays_without_one_leading_axis_are_refused() -> None:
         {"u": STARTS["u"], "v": np.float64(1.0)},
         {"u": STARTS["u"][:0], "v": STARTS["v"][:0]},
     ):
-        with pytest.raises(ValueError, match="stacked=True: .* leading axis"):
+        with pytest.raises(ValueError, match=r"stacked=True: .* leading axis"):
             ss.simulate(LABELS, ADAM, bad, 0.1, stacked=True)
     with pytest.raises(ValueError, match="stacked"):
         ss.simulate(LABELS, ADAM, STARTS, 0.1, stacked="yes")  # pyright: ignore[reportArgumentType]
