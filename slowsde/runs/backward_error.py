@@ -135,9 +135,10 @@ def backward_error(
         check_metrics(asked.metrics, sde, x0, sde.state_shapes())
         # As arrays in the precision of the run: other numbers compile nothing anew.
         numbers = (lr, b1, b2, eps, max(rtol, 4 * jnp.finfo(precision).eps))
-        h, *rest = (jnp.asarray(number, precision) for number in numbers)
-        kind = bool(corrected), corrects, adaptive, step > 0
-        flow = BackwardFlow(losses, h, *rest, *kind)
+        scalars = (jnp.asarray(number, precision) for number in numbers)
+        flow = BackwardFlow(
+            losses, *scalars, corrected=bool(corrected), normalized=corrects, adaptive=adaptive, continues=step > 0
+        )
         m, v = moments
         found = to_numpy(follow(flow, x0, (ravel(m), ravel(v)), jnp.asarray(visits), jnp.asarray([step, *steps])))
         stats = {"clock": ODE, "lr": lr, "num_steps": int(steps[-1]) - step, "solver_steps": int(found.tries)}
