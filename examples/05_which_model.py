@@ -17,8 +17,9 @@
 # - The *backward-error ODE* (Cattaneo, Klusowski, Shigida 2024) knows no noise. It follows the noise-free iterates to
 #   $O(\eta^2)$ over $O(1/\eta)$ steps, momentum and bias correction included.
 # - The *conventional SDE* (Li, Tai, E 2017 for SGD; Malladi, Lyu, Panigrahi, Arora 2022 for Adam) keeps the gradient
-#   and adds noise of the right covariance: $d\theta = -\tfrac1\eta S\nabla L\,dt + SB\,dW$ in slow time $t = k\eta^2$.
-#   Proved over $O(1/\eta)$ steps. Momentum drops out of it.
+#   and adds noise of the right covariance. For Adam the momentum is a state: in slow time $t = k\eta^2$,
+#   $d\theta = -\tfrac1\eta S m\,dt$, $dm = \tfrac{1-\beta_1}{\eta^2}\big((\nabla L - m)\,dt + \eta B\,dW\big)$. To
+#   leading order it drops out, $d\theta = -\tfrac1\eta S\nabla L\,dt + SB\,dW$. Proved over $O(1/\eta)$ steps.
 # - The *slow SDE* (Li, Wen, Lyu 2025) is the limit $\eta \to 0$ over $O(1/\eta^2)$ steps. It starts *on* the manifold
 #   $\Gamma$ of minimizers and stays there.
 
@@ -48,6 +49,14 @@ theta0 = np.array([1.3, 0.9, 0.9, 0.4, 0.8, 0.5])
 C, B1, EPS, END, PATHS = 2.0, 0.9, 0.1, 1.0, 64 if QUICK else 1024
 METRICS = ("trace_hessian", "loss")
 OPTIMIZERS = {"Adam": ss.adam_eps_inside(C, b1=B1, eps=EPS, bias_correction=False), "SGD": ss.sgd()}
+CONVENTIONAL = {
+    "Adam": {
+        "conventional SDE": {},
+        "without m": {"momentum": False},
+        "without m, Euler": {"momentum": False, "solver": "euler"},
+    },
+    "SGD": {"conventional SDE": {}, "without m, Euler": {"solver": "euler"}},
+}
 RATES = {"Adam": (0.04,) if QUICK else (0.04, 0.02, 0.01), "SGD": (0.04,) if QUICK else (0.08, 0.04, 0.02)}
 
 
@@ -64,9 +73,12 @@ def four_runs(name, lr):
     common = {"save_at": times, "metrics": METRICS, "v0": np.zeros(6) if name == "Adam" else None}
     found = {
         "discrete": ss.run_discrete(problem, optimizer, theta0, times[-1], lr=lr, paths=PATHS, project=False, **common),
-        "conventional SDE": ss.conventional_sde(
-            problem, optimizer, theta0, times[-1], lr=lr, paths=PATHS, key=jax.random.key(1), **common
-        ),
+        **{
+            model: ss.conventional_sde(
+                problem, optimizer, theta0, times[-1], lr=lr, paths=PATHS, key=jax.random.key(1), **common, **how
+            )
+            for model, how in CONVENTIONAL[name].items()
+        },
         "slow SDE": ss.simulate(problem, optimizer, theta0, times[-1], **common),
     }
     if name == "Adam":
@@ -86,7 +98,7 @@ runs = {(name, lr): four_runs(name, lr) for name, rates in RATES.items() for lr 
 # Model minus optimizer, in tr *H* and in the loss, ± one standard error.
 
 # %%
-MODELS = ("backward-error ODE", "conventional SDE", "slow SDE")
+MODELS = ("backward-error ODE", "conventional SDE", "without m", "without m, Euler", "slow SDE")
 SYMBOLS = {"trace_hessian": "tr H", "loss": "loss"}
 print(f"{'':<28}{'steps':>7}{'the optimizer':>18}" + "".join(f"{model:>20}" for model in MODELS))
 for (name, lr), found in runs.items():
@@ -107,12 +119,13 @@ for (name, lr), found in runs.items():
     print()
 
 # %% [markdown]
-# - **A few steps.** The backward-error ODE is right for Adam, and ever more so as $\eta$ falls. The conventional SDE is
-#   not, in the first $1/(1-\beta_1) = 10$ steps: it has no momentum, so that it sets off at full speed where Adam has
-#   yet to gather it. For SGD, which has none, its error falls with $\eta$. The slow SDE starts on $\Gamma$, with zero
-#   loss, whatever $\eta$ is.
+# - **A few steps.** The backward-error ODE is right for Adam, and ever more so as $\eta$ falls. The conventional SDE
+#   is about half a step late. Without $m$ it is wrong in the first $1/(1-\beta_1) = 10$ steps: it sets off at full
+#   speed where Adam has yet to gather it. For SGD its error falls with $\eta$, and Euler's scheme with steps of
+#   $\eta^2$ has none, being SGD itself. The slow SDE starts on $\Gamma$, with zero loss, whatever $\eta$ is.
 # - **$1/\eta$ steps.** The iterates have come to $\Gamma$ and begin to drift. The backward-error ODE stays where it
-#   landed; the two SDEs are about equally good, and both have the drift.
+#   landed. The SDEs have the drift; the one with momentum is within its error bars of Adam, as it has also landed where
+#   Adam does.
 # - **$1/\eta^2$ steps.** The drift is everything. The backward-error ODE never sees it, at any $\eta$. The slow SDE and
 #   the conventional SDE *both* have it to $O(\eta)$: this problem gives no reason to call the conventional SDE wrong
 #   here, though its proof stops at $1/\eta$. It also has the loss, which the slow SDE has at zero.
@@ -126,15 +139,17 @@ for model in ("discrete", *MODELS):
     print(f"{model:<22}" + "".join(f"{c.get('solver_steps', c.get('num_steps', '-')):>14}" for c in counts))
 
 # %% [markdown]
-# The conventional SDE resolves every step of the optimizer, two gradients each, so that it costs more than the run it
-# describes; so does the backward-error ODE. The slow SDE takes the same few dozen steps whatever $\eta$ is (and
-# one path where nothing diffuses). That is the difference over long times: not that others are wrong, but that the slow
-# SDE is short, and says *where* the drift goes: down $\langle H, S\rangle$.
+# The conventional SDE resolves every step of the optimizer, with one gradient each where $m$ is a state and two where
+# not, so that it costs as much as the run it describes, or more; so does the backward-error ODE. The slow SDE takes the
+# same few dozen steps whatever $\eta$ is (and one path where nothing diffuses). That is the difference over long
+# times: not that others are wrong, but that the slow SDE is short, and says *where* the drift goes: down
+# $\langle H, S\rangle$.
 
 # %%
 STYLES = {
     "backward-error ODE": {"color": "#8a5a9e", "linestyle": ":", "linewidth": 2.2},
     "conventional SDE": {"color": "#3b7f8c", "linestyle": "--", "linewidth": 1.8},
+    "without m": {"color": "#3b7f8c", "linestyle": ":", "linewidth": 1.4},
     "slow SDE": {"color": "black", "linestyle": "-", "linewidth": 1.6},
 }
 POINTS = {"color": "#d1652a", "marker": "o", "markersize": 5, "markerfacecolor": "white", "linestyle": "none"}
@@ -175,5 +190,5 @@ for ax in axes[[0, 2]]:
 
 # %% [markdown]
 # The loss of Adam, in the middle, shows what each model leaves out (the bands hold 95 % of the runs): the
-# backward-error ODE the noise, the conventional SDE the momentum, with which Adam starts late and then swings past
-# $\Gamma$, the slow SDE everything that is not on $\Gamma$.
+# backward-error ODE the noise, the conventional SDE without $m$ the momentum, with which Adam starts late and then
+# swings past $\Gamma$, the slow SDE everything that is not on $\Gamma$.

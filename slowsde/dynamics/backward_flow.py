@@ -1,4 +1,4 @@
-"""The backward-error ODE of Adam and RMSProp: the flow that their iterates follow to O(h²) over O(1/h) steps.
+"""The backward-error ODE of Adam, RMSProp, heavy ball: the flow that iterates follow to O(h²) over O(1/h) steps.
 
 A method of step size h = η is the map θ_{n+1} = θ_n − h m̂_n/√(v̂_n + ε), with ε inside the root, on gradients of E_k in
 step k. Backward error analysis finds a flow θ̇ = f_n + h f¹_n on [nh, (n+1)h) with θ(nh) = θ_n + O(h²). With weights
@@ -14,11 +14,12 @@ step, which makes the third. With one loss E the inner sums are (n−k)u, and wi
     θ̇_j = −(1/r_j){ ∂_jE + h [(c_β+½) − (c_ρ+½)(1−ε/r_j²)] ∂_j‖∇E‖_{1,ε} },    ‖g‖_{1,ε} = Σ_i √(g_i²+ε),
     c_b(n) = Σ_k (n−k) b^{n−k}(1−b)/(1−b^{n+1}) = b/(1−b) − (n+1)b^{n+1}/(1−b^{n+1}).
 
-(Cattaneo, Klusowski and Shigida, On the Implicit Bias of Adam, 2024; RMSProp is β = 0.)
+(Cattaneo, Klusowski and Shigida, On the Implicit Bias of Adam, 2024; RMSProp is β = 0.) R = 1 is heavy ball, and with
+β = 0 gradient descent, θ̇ = −∇E − ½h ∇²E ∇E.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -87,8 +88,15 @@ class BatchLosses(eqx.Module):
 
     def mean(self, params: PyTree) -> Array:
         """The mean loss, of params as they are."""
-        x = ravel(params)
+        return self.mean_at(ravel(params))
+
+    def mean_at(self, x: Vector) -> Array:
+        """The mean loss."""
         return jnp.mean(self.each(lambda loss: loss(x)))
+
+    def defined(self, x: Vector) -> Array:
+        """Whether all losses and their gradients are finite."""
+        return jnp.isfinite(self.mean_at(x)) & jnp.all(jnp.isfinite(self.gradients(x)))
 
     def check(self, x: Vector) -> None:
         """ValueError unless every loss is a finite real scalar with a finite gradient at the start."""
@@ -116,21 +124,38 @@ def _function(loss: Any) -> Callable[..., Any]:
 
 
 class Memory(eqx.Module):
-    """What a step knows of the past, for weights β^{n−k}: of batch b the sums over the steps k ≤ n that visited it."""
+    """What a step knows of the past, for weights β^{n−k}: of batch b the sums over the steps k ≤ n that visited it.
+
+    Of steps before the run, whose gradients are known by their sum alone, that sum and no more: they do not move.
+    """
 
     weight: Float[Array, " K"]  # Σ_k β^{n−k}
     lag: Float[Array, "K p"]  # Σ_k β^{n−k} Σ_{l=k}^{n−1} u_l
+    given: Vector  # Σ_k β^{n−k} ∇E_k, or of its squares, over the steps before the run
+    total: Array  # Σ_k β^{n−k} over all steps, of whatever batch
+
+    @classmethod
+    def of(cls, count: int, b: Any, moment: Vector, step: Any) -> "Memory":
+        """That of a moment (1−β) Σ_k β^{step−1−k} ∇E_k before step number `step`."""
+        before = (1 - b**step) / (1 - b)
+        none = jnp.zeros(count, moment.dtype)
+        return cls(none, jnp.zeros((count, moment.size), moment.dtype), moment / (1 - b), before)
 
     def next(self, b: Any, u: Vector, batch: Array) -> "Memory":
         """The sums one step later, after a step −h u, when `batch` is visited."""
         # Every age grows by a step −h u: Σ_k β^{n+1−k} Σ_{l=k}^{n} u_l = β (lag + weight·u), and the gradient of step
         # n + 1 enters with age 0.
         visited = jax.nn.one_hot(batch, self.weight.shape[0], dtype=u.dtype)
-        return Memory(b * self.weight + visited, b * (self.lag + self.weight[:, None] * u))
+        lag = b * (self.lag + self.weight[:, None] * u)
+        return Memory(b * self.weight + visited, lag, b * self.given, b * self.total + 1)
+
+    def scaled(self, scale: Any) -> "Memory":
+        """All sums times `scale`."""
+        return jax.tree.map(lambda leaf: scale * leaf, self)
 
 
 class BackwardFlow(eqx.Module):
-    """The field f_n + h f¹_n."""
+    """The field f_n + h f¹_n of a method."""
 
     losses: BatchLosses
     h: Array
@@ -140,29 +165,38 @@ class BackwardFlow(eqx.Module):
     rtol: Array
     corrected: bool = eqx.field(static=True)
     normalized: bool = eqx.field(static=True)
+    adaptive: bool = eqx.field(static=True)  # False for R = 1: gradient descent and heavy ball
+    continues: bool = eqx.field(static=True)  # from moments of steps before the run
 
     @property
     def closed(self) -> bool:
         """Whether the sums over the past are those of the full batch, in closed form."""
-        return self.losses.count == 1 and self.normalized
+        return self.losses.count == 1 and self.normalized and not self.continues
 
     def scaled(self, b: Array, memory: Memory) -> Memory:
         """The memory with the weights (1−b)b^{n−k}/(1−b^{n+1}), or (1−b)b^{n−k}."""
         # Σ_k β^{n−k} = (1−β^{n+1})/(1−β), so that dividing by it is Adam's correction.
-        scale = 1 / jnp.sum(memory.weight) if self.normalized else 1 - b
-        return Memory(scale * memory.weight, scale * memory.lag)
+        return memory.scaled(1 / memory.total if self.normalized else 1 - b)
 
-    def heading(self, x: Vector, a: Float[Array, " K"], b: Float[Array, " K"]) -> tuple[Vector, Vector, Array]:
+    def heading(self, x: Vector, first: Memory, second: Memory) -> tuple[Vector, Vector, Array]:
         """M, R and the gradients (K, p)."""
         gradients = self.losses.gradients(x)
-        return a @ gradients, jnp.sqrt(b @ gradients**2 + self.eps), gradients
+        m = first.given + first.weight @ gradients
+        if not self.adaptive:
+            return m, jnp.ones_like(x), gradients
+        return m, jnp.sqrt(second.given + second.weight @ gradients**2 + self.eps), gradients
 
     def field(self, n: Array, x: Vector, first: Memory, second: Memory) -> Vector:
         """θ̇ on [nh, (n+1)h), from scaled memories."""
-        m, r, gradients = self.heading(x, first.weight, second.weight)
+        u, correction = self.terms(n, x, first, second)
+        return -u - correction
+
+    def terms(self, n: Array, x: Vector, first: Memory, second: Memory) -> tuple[Vector, Vector]:
+        """u_n and −h f¹_n."""
+        m, r, gradients = self.heading(x, first, second)
         u = m / r
         if not self.corrected:
-            return -u
+            return u, jnp.zeros_like(u)
         # With one loss the inner sums are (n−k)u, at the present u: no past u_l enters, and the sum is c_β(n), c_ρ(n)
         # times u.
         if self.closed:
@@ -171,18 +205,25 @@ class BackwardFlow(eqx.Module):
             lag_m, lag_v = first.lag, second.lag
 
         def direction(y: Vector) -> Vector:
-            mean, root, _ = self.heading(y, first.weight, second.weight)
+            mean, root, _ = self.heading(y, first, second)
             return mean / root
 
         # M'_n and P_n.
         m_change = jnp.sum(self.losses.products(x, lag_m), axis=0)
-        v_change = jnp.sum(gradients * self.losses.products(x, lag_v), axis=0)
         # ∂u_n[u_n], with the weights of this step held fixed: the flow bends within a step, the method does not.
         # Without the half the error is of order one in h.
         bend = jax.jvp(direction, (x,), (u,))[1]
+        if not self.adaptive:
+            return u, self.h * (m_change + 0.5 * bend)
+        v_change = jnp.sum(gradients * self.losses.products(x, lag_v), axis=0)
         # ∂(1/R) = −P/R³ as R² = Σ b g² + ε. With the bracket slopes of the error are 1.91 to 2.02, without it .96 to
         # 1.00.
-        return -u - self.h * (m_change / r - m * v_change / r**3 + 0.5 * bend)
+        return u, self.h * (m_change / r - m * v_change / r**3 + 0.5 * bend)
+
+    def expansion(self, n: Array, x: Vector, first: Memory, second: Memory) -> Array:
+        """|h f¹_n|/|f_n|, the first correction against what it corrects; 0 at rest."""
+        u, correction = (jnp.linalg.norm(part) for part in self.terms(n, x, first, second))
+        return jnp.where(u > 0, correction / jnp.where(u > 0, u, 1), 0)
 
 
 def mean_lag(b: Any, n: Any) -> Array:
@@ -197,25 +238,36 @@ def mean_lag(b: Any, n: Any) -> Array:
     return b / (1 - b) - k * b**k / (1 - b**k)
 
 
+class Followed(NamedTuple):
+    """A flow at its saved times, T of them."""
+
+    xs: Float[Array, "1 T p"]
+    vs: Float[Array, "1 T p"]  # R_n² − ε
+    losses: Float[Array, " T"]  # the mean loss
+    good: Bool[Array, " T"]  # whether the solver got so far
+    defined: Bool[Array, ""]  # whether the loss is, a memory of the method beyond where the solver failed
+    expansion: Float[Array, " T"]  # the largest |h f¹|/|f| since the time before
+    tries: Array  # steps of the solver
+
+
 @compiled
 def follow(
-    model: BackwardFlow, x0: Vector, visits: Int[Array, " n"], steps: Int[Array, " T"]
-) -> tuple[Float[Array, "1 T p"], Float[Array, "1 T p"], Bool[Array, " T"], Array]:
-    """The flow after `steps` steps, v there, whether the solver got so far, and its number of steps."""
-    count = model.losses.count
-    none = Memory(jnp.zeros(count, x0.dtype), jnp.zeros((count, x0.size), x0.dtype))
+    model: BackwardFlow, x0: Vector, moments: tuple[Vector, Vector], visits: Int[Array, " n"], steps: Int[Array, " T1"]
+) -> Followed:
+    """The flow from step number steps[0], before which the method had the `moments` m and v, at steps[1:]."""
+    count, begin = model.losses.count, steps[0]
 
     def memories(n: Array, state: Any) -> tuple[Memory, Memory]:
         """With the weights that step n has."""
         _, first, second, u, *_ = state
-        batch = visits[n % visits.size]
+        batch = visits[(n - begin) % visits.size]
         return first.next(model.b1, u, batch), second.next(model.b2, u, batch)
 
     def piece(n: Array, state: Any) -> Any:
-        x, _, _, _, good, tries = state
+        x, _, _, _, good, tries, defined, worst = state
         first, second = memories(n, state)
         scaled = model.scaled(model.b1, first), model.scaled(model.b2, second)
-        m, r, _ = model.heading(x, scaled[0].weight, scaled[1].weight)
+        m, r, _ = model.heading(x, *scaled)
         solution = dfx.diffeqsolve(
             dfx.ODETerm(lambda t, y, args: model.field(n, y, *args)),
             # A solve for each step of the optimizer, as the field jumps with n at every nh.
@@ -232,8 +284,12 @@ def follow(
             throw=False,
         )
         assert solution.ys is not None
-        good = good & (solution.result == dfx.RESULTS.successful)
-        return solution.ys[0], first, second, m / r, good, tries + solution.stats["num_steps"]
+        good, tries = good & (solution.result == dfx.RESULTS.successful), tries + solution.stats["num_steps"]
+        # A domain that ends within the memory of the method, over which the expansion looks, is stiff to the solver.
+        memory = 1 + mean_lag(model.b1, n) + mean_lag(model.b2, n)
+        defined = defined & (good | model.losses.defined(x - model.h * memory * m / r))
+        worst = jnp.maximum(worst, model.expansion(n, x, *scaled))
+        return solution.ys[0], first, second, m / r, good, tries, defined, worst
 
     def step(n: Array, state: Any) -> Any:
         # A path that failed is carried along as it is: an adaptive solver would spend MAX_STEPS on every step that is
@@ -243,13 +299,14 @@ def follow(
     def to_next_save(state: Any, bounds: tuple[Array, Array]) -> tuple[Any, Any]:
         start, stop = bounds
         state = jax.lax.fori_loop(start, stop, step, state)
-        _, second = memories(stop, state)
-        # R_n² − ε of the step that starts here; the momentum is not asked for, hence the same weights twice.
-        weights = model.scaled(model.b2, second).weight
-        _, r, _ = model.heading(state[0], weights, weights)
-        return state, (state[0], r**2 - model.eps, state[4])
+        first, second = memories(stop, state)
+        # R_n² − ε of the step that starts here.
+        _, r, _ = model.heading(state[0], model.scaled(model.b1, first), model.scaled(model.b2, second))
+        saved = state[0], r**2 - model.eps, model.losses.mean_at(state[0]), state[4], state[-1]
+        return (*state[:-1], jnp.zeros_like(model.h)), saved
 
-    bounds = jnp.concatenate([jnp.zeros(1, steps.dtype), steps])
-    state0 = (x0, none, none, jnp.zeros_like(x0), jnp.asarray(True), jnp.asarray(0))
-    state, (xs, vs, good) = jax.lax.scan(to_next_save, state0, (bounds[:-1], bounds[1:]))
-    return xs[None], vs[None], good, state[5]
+    past = (Memory.of(count, b, moment, begin) for b, moment in zip((model.b1, model.b2), moments, strict=True))
+    yes, no_steps = jnp.asarray(True), jnp.asarray(0)
+    state0 = (x0, *past, jnp.zeros_like(x0), yes, no_steps, yes, jnp.zeros_like(model.h))
+    state, (xs, vs, losses, good, worst) = jax.lax.scan(to_next_save, state0, (steps[:-1], steps[1:]))
+    return Followed(xs[None], vs[None], losses, good, state[6], worst, state[5])

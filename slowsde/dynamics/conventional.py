@@ -7,8 +7,8 @@ In slow time t = kη², so that one step of the optimizer takes dt = η²,
 over η² the mean and the covariance of a step −ηS(v)g, g of mean ∇L and covariance Σ, to leading order, and
 E V(g gᵀ) = V(Σ) + V(∇L ∇Lᵀ). Li, Tai and E (2017) have it for SGD, dX = −∇L dτ + √η Σ^½ dW in τ = kη = t/η; Malladi,
 Lyu, Panigrahi and Arora (2022) for RMSProp and Adam. They keep V(Σ) alone, as their noise outweighs the gradient;
-V(∇L ∇Lᵀ) is what v sees besides far from Γ, and is O(η) near it. Momentum drops out at leading order: its memory of
-1/(1−β1) steps is taken to be short against the 1/(η λ_max(H')) steps in which ∇L changes.
+V(∇L ∇Lᵀ) is what v sees besides far from Γ, and is O(η) near it. Momentum drops out at leading order if its memory of
+1/(1−β1) steps is short against the 1/(η λ_max(H')) steps in which ∇L changes; in `conventional_momentum` it is a state.
 """
 
 from typing import Any
@@ -33,6 +33,7 @@ class Conventional(eqx.Module):
 
     sde: SlowSDE
     lr: Array
+    sees_gradient: bool = eqx.field(static=True, default=True)  # whether v has the term V(∇L ∇Lᵀ)
 
     def drift(self, t: Any, state: State) -> Float[Array, " p"]:
         """−(1/η) s S(v) ∇L − s ω θ."""
@@ -48,7 +49,9 @@ class Conventional(eqx.Module):
         return self.sde.optimizer.pace(t) * self.sde.metric(v)(self.sde.factor(x))
 
     def target(self, x: Float[Array, " p"]) -> PyTree:
-        """V(Σ + ∇L ∇Lᵀ), where v relaxes to."""
+        """V(Σ + ∇L ∇Lᵀ), where v relaxes to, or V(Σ)."""
+        if not self.sees_gradient:
+            return self.sde.equilibrium(x)
         # ∇L is one more column of the factor of Σ + ∇L∇Lᵀ.
         columns = jnp.concatenate([self.sde.factor(x), self.sde.loss.gradient(x)[:, None]], axis=1)
         return self.sde.optimizer.state_of_factor(columns, self.sde.chart)
@@ -84,42 +87,44 @@ class DriftHeun(AbstractEulerMaruyama):
 
 
 def conventional_paths(
+    solver: AbstractEulerMaruyama,
     model: Conventional,
-    state0: State,
+    state0: Any,
     key: PRNGKeyArray,
     times: np.ndarray,
     grid: np.ndarray,
     dt: float,
     *,
     paths: int,
-    corrected: bool,
     shown: dfx.AbstractProgressMeter[Any],
 ) -> State:
-    """Position and optimizer state of `paths` paths at the saved times, knots of a grid of nominal step dt."""
+    """Position and optimizer state of `paths` paths at the saved times, knots of a grid of nominal step dt.
+
+    state0 is (θ, v) and whatever else the solver steps.
+    """
     x0 = state0[0]
     knots = jnp.asarray(times, x0.dtype), jnp.asarray(grid, x0.dtype)
-    shared = model, state0, step_keys(key, grid, dt), *knots, corrected
+    shared = solver, model, state0, step_keys(key, grid, dt), *knots
     return map_paths(_path, shared, np.arange(paths), block_size(model.sde, x0, eigenpairs=False), shown=shown)
 
 
 def _path(shared: Any, index: Array, shown: dfx.AbstractProgressMeter[Any]) -> State:
     """Position and optimizer state of one path at the saved times, which are knots of the grid."""
-    model, state0, keys, times, grid, corrected = shared
+    solver, model, state0, keys, times, grid = shared
     columns = jax.eval_shape(model.sde.factor, state0[0]).shape[1]
     # Diffrax cannot save an empty tuple: without a state θ alone is saved, and v put back at the end.
     stateless = not jax.tree.leaves(state0[1])
     noise = StepBrownianPath(grid, keys, index, columns)
-    terms = dfx.MultiTerm(
-        dfx.ODETerm(lambda t, y, args: y), dfx.ControlTerm(lambda t, y, args: model.diffusion(t, y), noise)
-    )
+    # The solvers take increments only from their terms: no field is evaluated there.
+    terms = dfx.MultiTerm(dfx.ODETerm(lambda t, y, args: y), dfx.ControlTerm(lambda t, y, args: y, noise))
     solution = dfx.diffeqsolve(
         terms,
-        DriftHeun(model, corrected),
+        solver,
         grid[0],
         grid[-1],
         None,
         state0,
-        saveat=dfx.SaveAt(ts=times, fn=lambda t, y, args: y[0] if stateless else y),
+        saveat=dfx.SaveAt(ts=times, fn=lambda t, y, args: y[0] if stateless else y[:2]),
         # Exactly on the knots: with a constant step that does not divide the interval Diffrax takes one too many at
         # times.
         stepsize_controller=dfx.StepTo(grid),

@@ -20,8 +20,8 @@ class Result(enum.IntEnum):
 
     def explain(self, label: str = "slow") -> str:
         """What happened to a path and what to do about it; `label` is that of its trajectory."""
-        if label == "discrete" and self in DISCRETE:
-            return DISCRETE[self]
+        if self in OF_LABEL.get(label, {}):
+            return OF_LABEL[label][self]
         return {
             Result.SUCCESS: "successful",
             Result.LEFT_MANIFOLD: "the return to the manifold did not converge; use a smaller step (dt or rtol)",
@@ -48,3 +48,12 @@ DISCRETE = {
     "project=False to keep the iterates as they are, or a smaller lr to keep them near Γ",
     Result.NON_FINITE: "the iterates became non-finite, as beyond the edge of stability; use a smaller lr",
 }
+BACKWARD = {
+    Result.NON_FINITE: "the flow leaves the domain of the loss, or runs away: the loss or its gradient is not finite "
+    "there; start elsewhere, or use a smaller lr or t1",
+    Result.DIVERGED: "the flow ran away, to 1e10 times the size of its start or more: the loss is unbounded along it, "
+    "or lr beyond the edge of stability",
+    Result.MAX_STEPS: "the flow is too stiff within one step of lr for an expansion in lr; use a smaller lr, or raise "
+    "eps",
+}
+OF_LABEL = {"discrete": DISCRETE, "backward error": BACKWARD}

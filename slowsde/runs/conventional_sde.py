@@ -3,11 +3,13 @@
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from ..dynamics.conventional import Conventional, conventional_paths
+from ..dynamics.conventional import Conventional, DriftHeun, conventional_paths
+from ..dynamics.conventional_momentum import Momentum, MomentumSteps, no_momentum
 from ..dynamics.diffusion import step_grid
 from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE
@@ -23,7 +25,8 @@ from .frame import diverged, run
 from .request import Outcome, Request, request
 from .trajectory import Trajectory
 
-SOLVERS = ("heun", "euler")
+SOLVERS = ("auto", "splitting", "heun", "euler")
+V_TARGETS = ("second moment", "covariance")
 
 
 def conventional_sde(
@@ -39,7 +42,7 @@ def conventional_sde(
     key: PRNGKeyArray | None = None,
     save_at: Any = 101,
     metrics: Any = (),
-    solver: str = "heun",
+    solver: str = "auto",
     substeps: int = 1,
     route: str | Route = "auto",
     dtype: Any = "float64",
@@ -47,14 +50,17 @@ def conventional_sde(
     progress: bool | None = None,
     max_steps: int = MOST_STEPS,
     memory: float | None = None,
+    momentum: bool | None = None,
+    v_target: str = "second moment",
 ) -> Trajectory:
     """Paths of the conventional SDE of an optimizer at learning rate η = lr, from params0 itself, in slow time t = kη².
 
-        dθ = −(1/η) S(v) ∇L dt + S(v) B dW,     dv = c (V(B Bᵀ + ∇L ∇Lᵀ) − v) dt
+        dθ = −(1/η) S(v) m dt,     dm = ((1−β1)/η²) ((∇L − m) dt + η B dW),     dv = c (V(B Bᵀ + ∇L ∇Lᵀ) − v) dt
 
-    (Li, Tai and E 2017; Malladi, Lyu, Panigrahi and Arora 2022; see `dynamics.conventional`.) The fast scale stays in
-    it: it costs as many steps as the optimizer, or more, where the slow SDE takes steps that do not shrink with η.
-    Proved for O(1/η) steps. The momentum β1 is not in it.
+    from m = 0, or without momentum dθ = −(1/η) S(v) ∇L dt + S(v) B dW (Li, Tai and E 2017; Malladi, Lyu, Panigrahi and
+    Arora 2022; see `dynamics.conventional` and `dynamics.conventional_momentum`). The fast scale stays in it: it costs
+    as many steps as the optimizer, or more, where the slow SDE takes steps that do not shrink with η. Proved for O(1/η)
+    steps. With bias correction m and v are the corrected ones.
 
     B is the noise factor at θ. For `LabelNoise` on batches it leaves out what sampling adds where residuals do not
     vanish; `MinibatchNoise` has it.
@@ -63,13 +69,19 @@ def conventional_sde(
         problem, optimizer, params0, t0, t1, v0, paths, key, save_at, metrics, route, dtype, throw, progress,
             max_steps, memory: as in `run_discrete`; nothing is returned to Γ.
         lr: the learning rate η.
-        solver: "heun", second order in the drift, so that with step η² its error is O(η) of the difference between
-            this SDE and the optimizer; or "euler", Euler–Maruyama, which with one substep is the optimizer itself
-            without momentum and with normal noise. v relaxes exactly in both.
+        solver: "auto", which is "splitting" with momentum (second order, one gradient a step, the stationary second
+            moment of θ in a quadratic exact) and "heun" without (second order in the drift, two gradients); or "euler",
+            which with one substep is the optimizer itself with normal noise, no solution of the SDE. The table that
+            they were chosen by is in docs/benchmarks.md. m and v relax exactly in all (but m in "euler").
         substeps: solver steps for one of the optimizer, at least: steps are at most η²/substeps long, and end on the
             saved times.
+        momentum: whether m is a state. None: where β1 > 0 and the optimizer has a state v, as in the SDE published for
+            Adam. Without it the SDE is off from the first steps on: its memory is taken to be short.
+        v_target: what v relaxes to, "second moment", V(B Bᵀ + ∇L ∇Lᵀ), which the optimizer averages, or "covariance",
+            V(B Bᵀ), as published.
 
-    Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds lr, solver, dt, num_steps and seconds.
+    Returns: `Trajectory` with leaves (paths, T, ...). `stats` holds lr, solver, momentum, v_target, dt,
+        num_steps and seconds.
     Raises: ValueError on bad input; `RunError` with the slow time at which a path turned non-finite.
 
     Example:
@@ -93,27 +105,57 @@ def conventional_sde(
         memory=memory,
     )
     lr = check_lr(lr)
-    arguments.choice("solver", solver, SOLVERS)
+    momentum = None if momentum is None else arguments.flag("momentum", momentum)
+    arguments.choice("v_target", v_target, V_TARGETS)
     arguments.positive_integer("max_steps", max_steps)
     # One step of the optimizer takes dt = η² of slow time.
     dt = lr**2 / arguments.positive_integer("substeps", substeps)
     check_steps((asked.t1 - asked.t0) / dt, max_steps, f"lr={lr:g} to t1={t1:g}", "raise lr or lower t1 (t = k·lr²)")
     check_memory(grid_needed(asked.t1 - asked.t0, dt), memory)
-    solve = partial(_solve, lr=lr, solver=solver, dt=dt)
+    settings = {"solver": arguments.choice("solver", solver, SOLVERS), "momentum": momentum, "v_target": v_target}
+    solve = partial(_solve, lr=lr, dt=dt, **settings)
     return run(asked, problem, optimizer, params0, v0, solve, "conventional SDE")
 
 
-def _solve(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, *, lr: float, solver: str, dt: float) -> Outcome:
+def _solve(
+    asked: Request,
+    sde: SlowSDE,
+    x0: Array,
+    v0: PyTree,
+    *,
+    lr: float,
+    dt: float,
+    solver: str,
+    momentum: bool | None,
+    v_target: str,
+) -> Outcome:
     """Steps of at most dt from x0 itself, which end on the saved times."""
+    momentum, solver = _chosen(sde, momentum, solver)
     # At params0 itself: this model need not be near a manifold, and may start where there is none.
     v0 = initial_state(sde, x0, v0, asked.t0)
     grid = step_grid(asked.times, asked.t0, asked.t1, dt)
-    model, noise = Conventional(sde, jnp.asarray(lr, x0.dtype)), (asked.key, asked.times, grid, dt)
-    how = {"paths": asked.paths, "corrected": solver == "heun", "shown": asked.meter()}
-    xs, vs = conventional_paths(model, (x0, v0), *noise, **how)
+    model = Conventional(sde, jnp.asarray(lr, x0.dtype), v_target == "second moment")
+    if momentum:
+        steps, state0 = MomentumSteps(Momentum(model), solver), (x0, v0, no_momentum(sde, x0, asked.t0))
+    else:
+        steps, state0 = DriftHeun(model, solver == "heun"), (x0, v0)
+    noise = asked.key, asked.times, grid, dt
+    xs, vs = conventional_paths(steps, model, state0, *noise, paths=asked.paths, shown=asked.meter())
     finite, ran_off = np.all(np.isfinite(xs), axis=-1), diverged(xs, x0)
     good = finite & ~ran_off
     lost = np.where(np.all(finite, axis=1), Result.DIVERGED, Result.NON_FINITE)
     result = np.where(np.all(good, axis=1), Result.SUCCESS, lost)
-    stats = {"clock": SLOW, "lr": lr, "solver": solver, "dt": dt, "num_steps": grid.size - 1}
+    how = {"lr": lr, "solver": solver, "momentum": momentum, "v_target": v_target}
+    stats = {"clock": SLOW, **how, "dt": dt, "num_steps": grid.size - 1}
     return Outcome(sde, asked.times, xs, vs, good, result, asked.times[np.argmin(good, axis=1)], stats)
+
+
+def _chosen(sde: SlowSDE, momentum: bool | None, solver: str) -> tuple[bool, str]:
+    """Whether m is a state, and the solver."""
+    remembers, has_state = float(sde.optimizer.b1) > 0, bool(jax.tree.leaves(sde.state_shapes()))
+    # β1 = 0 is m = g, no state.
+    momentum = remembers and (has_state if momentum is None else momentum)
+    if solver == "splitting" and not momentum:
+        why = "momentum is False" if remembers else "optimizer.b1 is 0"
+        raise ValueError(f"solver='splitting' splits off the momentum, and {why}: use solver='heun'.")
+    return momentum, ("splitting" if momentum else "heun") if solver == "auto" else solver

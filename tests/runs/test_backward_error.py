@@ -104,7 +104,7 @@ def test_a_wrong_sign_an_outer_epsilon_or_a_missing_half_would_be_of_order_one(m
     assert slope(gaps(1e2, discrete={"outside": True})) < 1.2
 
     def wrong_sign(self: Any, n: Any, x: Any, first: Any, second: Any) -> Any:
-        m, r, _ = self.heading(x, first.weight, second.weight)
+        m, r, _ = self.heading(x, first, second)
         return -2 * m / r - right(self, n, x, first, second)
 
     with monkeypatch.context() as patch:

@@ -64,7 +64,7 @@ def test_state_schedule_and_decay_on_a_slope(corrected: bool) -> None:
     )
     v0 = None if corrected else np.array([0.1, 2.0])
     found = ss.conventional_sde(
-        problem, optimizer, np.ones(2), 1.0, lr=lr, v0=v0, paths=1024, save_at=[0.5, 1.0], substeps=4
+        problem, optimizer, np.ones(2), 1.0, lr=lr, v0=v0, paths=1024, save_at=[0.5, 1.0], substeps=4, momentum=False
     )
 
     def state(t: float) -> np.ndarray:
@@ -137,6 +137,10 @@ def test_a_path_depends_on_its_key_and_number_only_and_params_may_be_a_pytree() 
     [
         ({"lr": -1.0}, "lr=-1.0 must be a positive number"),
         ({"solver": "milstein"}, "solver='milstein' is not one of"),
+        ({"solver": "splitting"}, "splits off the momentum, and optimizer.b1 is 0: use solver='heun'"),
+        ({"solver": "splitting", "optimizer": ss.sgd(b1=0.9)}, "and momentum is False"),
+        ({"momentum": 1}, "momentum=1 must be True or False"),
+        ({"v_target": "published"}, "v_target='published' is not one of"),
         ({"substeps": 0}, "substeps=0 must be a positive integer"),
         ({"paths": 0}, "paths=0 must be a positive integer"),
         ({"t1": 0.0}, "t1=0.0 must be finite and larger than t0"),
