@@ -28,6 +28,7 @@ RATIOS = np.geomspace(0.2, 3.0, 11)
 TERMS = 2  # K − J
 NEAR = 2  # saved times on either side that are asked with each one
 TOGETHER = 4.0  # independent curves that all saved times of one observable are worth together
+UNSURE = 16  # paths that count against correlations
 EXPONENT = (1.75, 0.5)  # of a variance in η: expected (measured 1.6 to 2 under label noise), and how surely
 ROUNDING = 1e-9  # gaps of this share of the others are none
 ALONE = 0.5  # the ratio where a single rate tells nothing of a bend
@@ -83,12 +84,32 @@ def interpolated_moments(
     between = np.einsum("jct,kct->tjk", around, around) / max(copies - 1, 1)
     of_mean = variance / np.maximum(counts, 1)
     known = np.asarray(np.all([*np.isfinite([*(mean + variance), *anchor]), *(counts > 1)], axis=0))
-    gaps = (mean - anchor[1:]).T
-    noise = between[:, 1:, 1:] / copies + _diagonal(of_mean.T)
+    gaps, errors = (mean - anchor[1:]).T, np.sqrt(of_mean).T
+    noise = between[:, 1:, 1:] / copies + correlations(runs) * errors[:, :, None] * errors[:, None, :]
     shared, own = -between[:, 0, 1:] / copies, between[:, 0, 0] / copies
     found = _where(known, rates, lr, gaps, noise, shared, own)
     spread = np.where(known, _spread(rates, lr, variance, counts, np.einsum("tjj->jt", between)), np.nan)
     return found._replace(value=anchor[0] + found.value), spread
+
+
+def correlations(runs: Sequence[np.ndarray]) -> Float[np.ndarray, "J J"]:
+    """Of the runs (paths, T) of one number at each rate, whose noise is that of the same keys: the mean over time.
+
+    Shrunk, as few paths tell little of it: weights would find combinations that seem to have no noise at all.
+    """
+    values = np.array(runs)
+    there = np.isfinite(values).all(axis=0)
+    mean = np.where(there, values, 0.0).sum(axis=1, keepdims=True) / np.maximum(there.sum(axis=0), 1)
+    off = np.where(there, values - mean, 0.0)
+    products = np.einsum("jpt,kpt->tjk", off, off)
+    sizes = np.sqrt(np.einsum("tjj->tj", products))
+    moved = (sizes > ROUNDING * sizes.max()).all(axis=1)
+    if not moved.any():
+        return np.eye(len(runs))
+    unit = products[moved] / (sizes[moved, :, None] * sizes[moved, None, :])
+    paths = runs[0].shape[0]
+    trust = max(paths - 1, 0) / (paths + UNSURE)
+    return trust * unit.mean(axis=0) + (1 - trust) * np.eye(len(runs))
 
 
 def _spread(

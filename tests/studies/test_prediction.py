@@ -1,5 +1,6 @@
 """Predictions at a learning rate: exact on polynomials, errors that cover, held runs met where the slow SDE misses."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import slowsde as ss
-from slowsde.studies import interpolation
+from slowsde.studies import interpolation, prediction
 from slowsde.studies.interpolation import interpolate, interpolated_moments
 from slowsde.studies.prediction import _by_stages, _delay
 from slowsde.studies.rates import Rates
@@ -125,6 +126,22 @@ def test_wrong_weights_are_seen() -> None:
     assert coverage(lambda found, means: means[0])[0] < 0.5
 
 
+def test_runs_of_one_number_that_correlate_are_known_to() -> None:
+    """500 repetitions of 64 runs at two rates with correlation ½ over the paths, some of them missing at one time."""
+    rng, rates, errors = np.random.default_rng(5), RATES[:2], []
+    for _ in range(500):
+        common = rng.normal(size=(64, 1))
+        runs = [rate * 50 + np.sqrt(rate) * (common + rng.normal(size=(64, 1))) * np.ones((64, 3)) for rate in rates]
+        runs[0][:2, 1] = np.nan
+        found, _ = interpolated_moments(rates, LR, np.zeros((3, 1, 3)), runs)
+        errors.append(np.append((found.value - 50 * LR), found.standard_error))
+    off, said = np.split(np.array(errors), 2, axis=1)
+    np.testing.assert_allclose(off.std(axis=0), said.mean(axis=0), rtol=0.12)
+    alike = interpolation.correlations([common * np.ones((64, 3))] * 2)[0, 1]
+    assert 0.7 < alike < 0.8
+    assert interpolation.correlations([np.ones((4, 3))] * 2)[0, 1] == 0
+
+
 def test_the_error_of_slow_paths_counts_once_in_all_anchors() -> None:
     """500 repetitions with 40 slow paths, the same in the anchor and in both gaps, and 100 runs at each rate."""
     rng, found, said = np.random.default_rng(0), [], []
@@ -186,6 +203,21 @@ def test_the_delay_is_that_of_the_linear_motion_about_the_manifold(b1: float, lr
     np.testing.assert_allclose(late, [0, (lag + tau) * lr**2], rtol=0.02, atol=1e-15)
 
 
+class Asked:
+    """Finished runs in place of those that would be made."""
+
+    times, copies = np.linspace(0, 0.5, 11), 1
+
+    def __init__(self, *runs: ss.Trajectory) -> None:
+        self.runs = {run.stats["lr"]: run for run in runs}
+
+    def slow(self, at: np.ndarray, copies: int) -> ss.Trajectory:
+        return predicted(ADAM).slow
+
+    def discrete(self, rate: float) -> ss.Trajectory:
+        return self.runs[rate]
+
+
 # Runs ----------------------------------------------------------------------------------------------
 
 
@@ -219,12 +251,22 @@ def test_momentum_is_met_too_and_the_rate_that_is_not_valid_left_out() -> None:
     assert any("left out 8·lr: not valid" in note for note in found.notes)
 
 
-def test_the_nearest_rate_is_not_run_where_the_coarse_ones_do() -> None:
-    """From 0.02 and 0.04 alone at η = 0.005, where noise exceeds what the higher powers may be."""
-    problem, start = network()
-    found = ss.predict(problem, OPTIMIZERS[ADAM], start, 0.5, lr=0.005, paths=8, save_at=11)
+def test_the_nearest_rate_is_run_only_where_the_coarse_ones_do_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the model error exceeds the standard error."""
+    first = predicted(ADAM)
+    for share, enough in ((0.9, True), (1.1, False)):
+        model_error = {name: share * error for name, error in first.standard_error.items()}
+        assert prediction._suffices(dataclasses.replace(first, model_error=model_error)) == enough
+    rates, delay = Rates(((0.04, 0.02), (0.01,)), (), True), _delay(first.slow, OPTIMIZERS[ADAM], False)
+    monkeypatch.setattr(prediction, "_suffices", lambda found: True)
+    found = _by_stages(Asked(*first.runs), rates, 0.005, delay)  # pyright: ignore[reportArgumentType]
     np.testing.assert_allclose(found.rates, [0.02, 0.04])
-    assert any("not run" in note and "lr=0.01" in note for note in found.notes)
+    assert "not run, as the model error is below the standard error without: lr=0.01" in found.notes
+    monkeypatch.setattr(prediction, "_suffices", lambda found: False)
+    some = {name: values[:64] for name, values in held(ADAM).metrics.items()}
+    near = dataclasses.replace(held(ADAM), metrics=some, result=np.zeros(64, int))
+    found = _by_stages(Asked(*first.runs, near), rates, 0.005, delay)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(found.rates, [0.01, 0.02, 0.04])
 
 
 def test_an_optax_transformation_is_a_function_of_the_rate() -> None:
@@ -259,16 +301,6 @@ def test_a_chosen_rate_that_fails_is_left_out() -> None:
     spoilt = ss.Trajectory(
         bad.ts, None, None, bad.metrics, bad.stats, np.full(bad.paths, ss.Result.DIVERGED), "discrete"
     )
-
-    class Asked:
-        times, copies = first.ts, 1
-        slow = staticmethod(lambda at, copies: first.slow)
-
-        def __init__(self, *runs: ss.Trajectory) -> None:
-            self.runs = {run.stats["lr"]: run for run in runs}
-
-        def discrete(self, rate: float, lr: float) -> ss.Trajectory:
-            return self.runs[rate]
 
     rates, delay = Rates(((0.04,), (0.02,)), (), True), _delay(first.slow, OPTIMIZERS[ADAM], False)
     found = _by_stages(Asked(good, spoilt), rates, LR, delay)  # pyright: ignore[reportArgumentType]
