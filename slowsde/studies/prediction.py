@@ -335,8 +335,10 @@ def _predicted(
     for name in slow.metrics:
         # (J+1, copies, T): of the slow SDE when the run at lr and each other one are where it is.
         there = np.stack([_at(slow, name, when) for when in whens])
-        means[name], spreads[name] = interpolated_moments(rates, lr, there, [run.metrics[name] for run in runs])
         anchors[name] = _at(slow, name, ts).mean(axis=0)
+        delayed = anchors[name] - there[-1].mean(axis=0)
+        values = [run.metrics[name] for run in runs]
+        means[name], spreads[name] = interpolated_moments(rates, lr, there, values, delayed)
     return Prediction(
         ts=ts,
         lr=lr,
