@@ -34,6 +34,7 @@ from .runs.trajectory import Interrupted, RunError, Trajectory, load
 from .studies.comparison import Comparison, compare
 from .studies.convergence import ConvergenceStudy, convergence_study
 from .studies.extrapolation import WeakEstimate, weak_estimate
+from .studies.prediction import Prediction, predict
 from .studies.validity import Validity, validity
 from .support.clocks import ode_time, slow_time, steps_in
 from .support.compilation import cache_compilations
@@ -54,6 +55,7 @@ __all__ = [
     "LabelNoise",
     "LeastSquares",
     "MinibatchNoise",
+    "Prediction",
     "Problem",
     "Result",
     "Route",
@@ -84,6 +86,7 @@ __all__ = [
     "on_ode_clock",
     "on_slow_clock",
     "plot",
+    "predict",
     "resume",
     "rmsprop",
     "run_discrete",

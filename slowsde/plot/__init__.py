@@ -7,6 +7,7 @@ attributes alone (`results`), and of the rest of the package nothing. Matplotlib
 from .comparisons import plot_comparison, plot_gap
 from .orders import plot_convergence
 from .phase_portrait import plot_phase_portrait
+from .predictions import plot_prediction
 from .style import CLOCKS, LABELS, TIME
 from .trajectories import plot_metric, plot_sharpness, plot_test_error
 from .verdicts import plot_validity, shade_untrusted
@@ -20,6 +21,7 @@ __all__ = [
     "plot_gap",
     "plot_metric",
     "plot_phase_portrait",
+    "plot_prediction",
     "plot_sharpness",
     "plot_test_error",
     "plot_validity",

@@ -108,3 +108,25 @@ class Validity(Protocol):
 
     @property
     def levels(self) -> np.ndarray: ...
+
+
+class Prediction(Protocol):
+    """Means at a learning rate from runs at larger ones, see `slowsde.Prediction`."""
+
+    @property
+    def ts(self) -> np.ndarray: ...
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def mean(self) -> dict[str, np.ndarray]: ...
+
+    @property
+    def error(self) -> dict[str, np.ndarray]: ...
+
+    @property
+    def slow(self) -> Trajectory: ...
+
+    @property
+    def runs(self) -> tuple[Trajectory, ...]: ...

@@ -14,6 +14,7 @@ from ..plot.verdicts import shade_untrusted
 from ..runs.change_of_clock import clock_of
 from ..runs.trajectory import Trajectory
 from .order_fit import RESOLVED, ROUNDING
+from .prediction import Prediction
 from .validity import VERDICTS, Validity, validity_of_run
 
 SIZES = ("small gap", "visible gap", "LARGE gap")
@@ -24,7 +25,7 @@ COMFORTABLE = 0.1  # the most that "comfortable" allows for
 
 @dataclass(frozen=True)
 class Comparison:
-    """The gap between a discrete ensemble and the slow SDE, per observable.
+    """The gap between a discrete ensemble and the slow SDE, or a prediction, per observable.
 
     Attributes:
         ts: (T,) slow times, those of the discrete runs at which there is something to compare.
@@ -32,7 +33,8 @@ class Comparison:
         gap: name -> (T,), discrete mean − slow mean; of those observables alone that are finite in both somewhere after
             the start (`missing` names the others).
         standard_error: name -> (T,), of the gap; NaN where one discrete path of several is left, 0 where there is one.
-        slow, discrete: the trajectories compared.
+            Of a prediction both its errors are in it.
+        slow, discrete: the trajectories compared; of a prediction `slow` is `Prediction.as_trajectory()`.
         validity: whether the slow SDE may be trusted at the learning rate of the discrete runs; None if unknown.
         counts: name -> (T,), how many discrete paths were there.
         missing: what was left out, in words: points of the discrete runs, observables; "" for nothing.
@@ -97,10 +99,13 @@ class Comparison:
     def table(self) -> str:
         """Start, middle and end of every observable with gap and standard error, a verdict each, and `trust`."""
         lr = self.discrete.stats.get("lr", float("nan"))
+        label = self.slow.label
+        which = f"slow ({self.slow.paths} paths)" if label != "predicted" else label
         lines = [
-            f"slow ({self.slow.paths} paths) against discrete ({self.discrete.paths} paths, lr={lr:g}, "
+            f"{which} against discrete ({self.discrete.paths} paths, lr={lr:g}, "
             f"{self.discrete.stats.get('num_steps', '?')} steps)",
-            f"{'observable':<28}{'t':>8}{'slow':>13}{'discrete':>13}{'gap':>12}{'s.e.':>11}{'gap/s.e.':>10}",
+            f"{'observable':<28}{'t':>8}{label if label == 'predicted' else 'slow':>13}{'discrete':>13}{'gap':>12}"
+            f"{'s.e.':>11}{'gap/s.e.':>10}",
         ]
         for name in self.gap:
             lines += self._rows(name)
@@ -116,7 +121,10 @@ class Comparison:
 
         Times at which the slow SDE is not valid are shaded.
         """
-        ax = plot_comparison(self, ax=ax, name=name, **kw)
+        labels: dict[str, Any] = {}
+        if self.slow.label == "predicted":
+            labels["slow_label"] = f"predicted at $\\eta$={self.slow.stats['lr']:g}"
+        ax = plot_comparison(self, ax=ax, name=name, **(labels | kw))
         return ax if self.validity is None else shade_untrusted(self.validity, ax)
 
     @property
@@ -167,7 +175,7 @@ def _level(relative: float) -> int:
     return 0 if relative < SMALL else 1 if relative < LARGE else 2
 
 
-def compare(slow: Trajectory, discrete: Trajectory, validity: Validity | None = None) -> Comparison:
+def compare(slow: Trajectory | Prediction, discrete: Trajectory, validity: Validity | None = None) -> Comparison:
     """The gap, discrete mean − slow mean, of every observable that both trajectories carry, with its standard error.
 
         s.e.² = Var(discrete)/paths + Var(slow)/paths
@@ -181,12 +189,19 @@ def compare(slow: Trajectory, discrete: Trajectory, validity: Validity | None = 
     stability, relaxation and momentum at the learning rate of the discrete runs, where they do. Where the measured gap
     says otherwise, the measurement has the last word (`Comparison.trust`).
 
+    In place of `slow` a `Prediction` for that learning rate may stand, which is judged as the slow SDE is, its standard
+    and model error counted in; `validity` then has no say.
+
     Raises: ValueError if the two are not of one problem and one optimizer (`stats["digest"]`) on one clock, share no
-        observable or do not overlap in time, or if nothing of one is finite.
+        observable or do not overlap in time, if nothing of one is finite, or if a prediction is for another rate.
 
     Example:
         >>> print(compare(slow, fast).table())
     """
+    errors = None
+    if isinstance(slow, Prediction):
+        _check_rate(slow, discrete)
+        slow, errors = slow.as_trajectory(), slow.error
     _check_sides(slow, discrete)
     names = [name for name in slow.metrics if name in discrete.metrics]
     if not names:
@@ -213,12 +228,13 @@ def compare(slow: Trajectory, discrete: Trajectory, validity: Validity | None = 
     names = [name for name in names if not undefined[name]]
     if not names:
         raise ValueError(f"Nothing can be compared: {_joined(undefined)}.")
-    moments = {name: _side_by_side(slow, discrete, name, slack) for name in names}
+    given = {} if errors is None else errors
+    moments = {name: _side_by_side(slow, discrete, name, slack, given.get(name)) for name in names}
     there = inside & np.any([np.isfinite(found.slow + found.discrete) for found in moments.values()], axis=0)
     if not there.any():
         raise ValueError("slow and discrete are finite at no common time: every path of one failed before the other.")
     means = {side: {name: getattr(m, side)[there] for name, m in moments.items()} for side in ("slow", "discrete")}
-    if validity is None:
+    if validity is None and errors is None:
         validity = validity_of_run(slow, discrete.stats.get("lr", 0.0))
     return Comparison(
         ts=discrete.ts[there],
@@ -250,9 +266,19 @@ def _check_sides(slow: Any, discrete: Any) -> None:
             f"slow is kept on the clock t = {clocks[0]}, discrete on t = {clocks[1]}: bring both to one, as by "
             "on_slow_clock(trajectory)."
         )
-    others = differences(slow.stats.get("digest"), discrete.stats.get("digest")) if slow.label == "slow" else []
+    same = slow.label in ("slow", "predicted")
+    others = differences(slow.stats.get("digest"), discrete.stats.get("digest")) if same else []
     if others:
         raise ValueError(f"slow and discrete do not belong together: one is of {' and '.join(others)} than the other.")
+
+
+def _check_rate(prediction: Prediction, discrete: Any) -> None:
+    """ValueError where the runs are known to be at another learning rate than the prediction is for."""
+    rate = discrete.stats.get("lr", prediction.lr) if isinstance(discrete, Trajectory) else prediction.lr
+    if not np.isclose(rate, prediction.lr, rtol=1e-6):
+        raise ValueError(
+            f"slow is a prediction for lr={prediction.lr:g}, and discrete was run at lr={rate:g}: predict at that one."
+        )
 
 
 def _joined(reasons: dict[str, str]) -> str:
@@ -282,10 +308,14 @@ class _Moments:
     count: np.ndarray
 
 
-def _side_by_side(slow: Trajectory, discrete: Trajectory, name: str, slack: float) -> _Moments:
+def _side_by_side(
+    slow: Trajectory, discrete: Trajectory, name: str, slack: float, given: np.ndarray | None = None
+) -> _Moments:
+    """`given` is the error of the slow mean where that is no matter of its paths."""
     from scipy.interpolate import PchipInterpolator
 
     slow_mean, slow_error, slow_count = _mean_and_error(slow, name)
+    slow_error = slow_error if given is None else given
     mean, error, count = _mean_and_error(discrete, name)
     known = slow_count > 0
     ts, ends = slow.ts[known], slow.ts[known][[0, -1]]

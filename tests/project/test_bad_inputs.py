@@ -92,6 +92,10 @@ def estimate(problem: Any = VALLEY, optimizer: Any = ADAM, params0: Any = START,
     return ss.weak_estimate(problem, optimizer, params0, t1, **{"dt": 0.1, "paths": 2, "observables": "loss"} | options)
 
 
+def predict(problem: Any = VALLEY, optimizer: Any = ADAM, params0: Any = START, t1: Any = 1.0, **options: Any) -> Any:
+    return ss.predict(problem, optimizer, params0, t1, **{"lr": 0.01, "paths": 2, "metrics": "loss"} | options)
+
+
 def rest(problem: Any = LINE, optimizer: Any = ADAM, params0: Any = None, **options: Any) -> Any:
     return ss.stationary_point(problem, optimizer, np.ones(3) if params0 is None else params0, **options)
 
@@ -112,10 +116,10 @@ NO_NUMBER = ("1", None, True, 1j, NAN, np.ones(2), [1.0])
 
 def numbers() -> Iterator[Row]:
     """Arguments that are one number."""
-    yield from each((simulate, discrete, rival, study, estimate), "t1", (0.0, -1.0, INF, *NO_NUMBER), "t1=")
+    yield from each((simulate, discrete, rival, study, estimate, predict), "t1", (0.0, -1.0, INF, *NO_NUMBER), "t1=")
     yield from each((backward,), "t1", (0.0, -1.0, "1", NAN, INF), "t1=")
     yield from each(RUNS, "t0", (1.0, 2.0, "0", None, NAN, INF, 1j), "t0=")
-    yield from each((discrete, rival, backward), "lr", (0.0, -0.1, INF, 1e-300, *NO_NUMBER), "lr=")
+    yield from each((discrete, rival, backward, predict), "lr", (0.0, -0.1, INF, 1e-300, *NO_NUMBER), "lr=")
     yield from each((simulate, estimate), "dt", (0.0, -0.1, INF, "small", NAN, np.ones(2), 1j, True), "dt=")
     yield from each((simulate, rest), "rtol", (0.0, -1.0, 1.0, INF, NAN, "1e-6", None, 1j), "rtol=")
     yield from each((simulate, rest), "tol", (0.0, -1.0, 1.0, INF, NAN, "1e-6", None, 1j), "tol=")
@@ -144,7 +148,7 @@ def counts() -> Iterator[Row]:
     """Arguments that are a whole number."""
     bad = (0, -1, 1.5, True, "8", None)
     yield from each((*RUNS, estimate), "paths", bad, "paths={}")
-    yield from each((study,), "paths", (0, 1, 1.5, True, "8"), "paths=")
+    yield from each((study, predict), "paths", (0, 1, 1.5, True, "8"), "paths=")
     yield from each((discrete, rival), "max_steps", bad, "max_steps={}")
     yield from each((simulate, rest), "max_steps", bad, "max_steps={}")
     yield from each((rival,), "substeps", bad, "substeps={}")
@@ -299,8 +303,9 @@ def models() -> Iterator[Row]:
         (None, "problem has no noise"),
     ):
         yield functools.partial(simulate, ss.Problem(valley, noise)), said
-    yield from each((*RUNS, study, estimate), "problem", (valley, None, 3.0, "valley"), "problem=")
+    yield from each((*RUNS, study, estimate, predict), "problem", (valley, None, 3.0, "valley"), "problem=")
     yield from each((simulate, rival, study, estimate), "optimizer", ("adam", None, optax.sgd(0.1)), "optimizer=")
+    yield from each((predict,), "optimizer", ("adam", None, optax.sgd(0.1), len, lambda lr: lr), "optimizer")
     yield from each((discrete,), "optimizer", ("adam", None, 3.0), "optimizer=")
 
 
@@ -454,6 +459,9 @@ def observables() -> Iterator[Row]:
     yield from each((ss.metrics.trace_power_diag_hessian,), "exponent", (NAN, "a", None, INF), "exponent=")
     yield from each((study, estimate), "observables", ((), {}), "is empty")
     yield from each((study,), "lrs", (0.1, (0.1,), (0.1, 0.1), (0.1, -0.1), "ab", None, (0.1, NAN)), "lrs=")
+    yield from each((predict,), "metrics", ((), {}), "is empty")
+    yield from each((predict,), "rates", (0.1, (), (0.01,), (0.1, -0.1), "ab", (0.1, NAN), ((0.1,),)), "rates=")
+    yield from each((predict,), "rates", ((5.0, 0.05),), "rates contains 5: β2 = 1 − c·lr² is negative there")
     yield from each((study,), "lrs", ((5.0, 0.05),), "lrs contains 5, too large for c=1")
 
 

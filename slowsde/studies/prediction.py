@@ -1,0 +1,390 @@
+"""What an optimizer does at a learning rate, without running it there: between the slow SDE and runs at larger rates.
+
+A mean over discrete runs is smooth in η, and the slow SDE is its value at η = 0, so that runs at a few larger rates, of
+cost 1/η² each, determine it at the rate asked for: an interpolation, with the errors of `interpolation`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.random as jr
+import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
+
+from manifolds.support.coordinates import Coordinates, check_parameters
+from manifolds.support.user_functions import shown
+
+from ..dynamics.result import Result
+from ..dynamics.slow_sde import slow_sde
+from ..metrics.named import as_metrics
+from ..optimizers.agm import AGM
+from ..plot.predictions import plot_prediction
+from ..problems.abstract import AbstractProblem
+from ..problems.route import Route
+from ..runs.discrete import run_discrete
+from ..runs.simulate import simulate
+from ..runs.steps import is_transformation
+from ..runs.trajectory import RunError, Trajectory
+from ..support import arguments
+from ..support.clocks import steps_in
+from ..support.effort import MOST_STEPS
+from .interpolation import interpolated_moments
+from .rates import Rates, Setting, chosen_rates, doubts, given_rates, impossible
+
+LOST = 0.05  # the share of paths that may fail: a mean over those that are left is one of another ensemble
+TOUCHING = 1e-9  # times as near as this, in lengths of the run, are one
+FEW_SLOW = 8  # slow paths that judge rates
+SLOW_PATHS = 16  # slow paths for each discrete one, where they diffuse: they are the cheaper ones
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Means over discrete runs at the learning rate `lr`, predicted; every dict is by observable, (T,) over slow time.
+
+    Attributes:
+        ts: (T,) slow times kη², whole steps of lr.
+        lr: the learning rate η.
+        mean: the predicted mean over runs.
+        standard_error: of it, by the paths of the runs (and of the slow SDE, where that diffuses).
+        model_error: of it, by the powers of η that so few rates do not determine; a standard deviation as well.
+        spread: standard deviation of a single run, interpolated likewise.
+        slow: the slow SDE, the anchor at η = 0, at all times that were needed.
+        slow_mean: the slow SDE's mean at `ts`.
+        runs: the discrete runs, one trajectory a rate.
+        rates: (J,) their learning rates, increasing.
+        weights: name -> (T, J) of the gaps of the runs in the prediction.
+        paths: of each run.
+        notes: in words: why these rates, and what was left out.
+    """
+
+    ts: np.ndarray
+    lr: float
+    mean: dict[str, np.ndarray]
+    standard_error: dict[str, np.ndarray]
+    model_error: dict[str, np.ndarray]
+    spread: dict[str, np.ndarray]
+    slow: Trajectory
+    slow_mean: dict[str, np.ndarray]
+    runs: tuple[Trajectory, ...]
+    rates: np.ndarray
+    weights: dict[str, np.ndarray]
+    paths: int
+    notes: tuple[str, ...]
+
+    @property
+    def error(self) -> dict[str, np.ndarray]:
+        """name -> (T,) both errors together, in quadrature."""
+        return {name: np.hypot(error, self.model_error[name]) for name, error in self.standard_error.items()}
+
+    @property
+    def cost(self) -> float:
+        """Steps of all runs, as a share of those of as many runs at lr."""
+        return float(np.sum((self.lr / self.rates) ** 2))
+
+    def as_trajectory(self) -> Trajectory:
+        """The predicted means as one path, without points, for what takes a `Trajectory`."""
+        stats = {key: self.slow.stats[key] for key in ("digest", "b1", "c") if key in self.slow.stats}
+        metrics = {name: mean[None] for name, mean in self.mean.items()}
+        return Trajectory(self.ts, None, None, metrics, stats | {"lr": self.lr}, np.zeros(1, int), "predicted")
+
+    def worth(self, name: str) -> float:
+        """How many runs at lr would have as small an error (median over time); inf where the prediction has none."""
+        error, spread = self.error[name], self.spread[name]
+        moved = np.isfinite(error) & (spread > 0)
+        with np.errstate(divide="ignore"):
+            return float(np.median((spread[moved] / error[moved]) ** 2)) if moved.any() else np.inf
+
+    def table(self) -> str:
+        """Start, middle and end of every observable: slow SDE, prediction, both errors, spread; rates and costs."""
+        rates = ", ".join(f"{rate:g}" for rate in self.rates)
+        lines = [
+            f"predicted at lr={self.lr:g} from the slow SDE and {self.paths} runs each at lr={rates}",
+            f"{'observable':<28}{'t':>8}{'slow':>13}{'predicted':>13}{'s.e.':>11}{'model error':>13}{'spread':>11}",
+        ]
+        for name in self.mean:
+            lines += [f"{name if row == 0 else '':<28}{self._row(name, row)}" for row in self._rows()]
+            lines.append(f"  -> as good as {self.worth(name):.3g} runs at lr={self.lr:g}")
+        cost = f"cost: {self.cost:.2g} of {self.paths} runs at lr={self.lr:g}"
+        return "\n".join([*lines, cost, *self.notes])
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def plot(self, ax: Any = None, *, name: str | None = None, **kw: Any) -> Any:
+        """The prediction with a band of ± 2 errors, the slow limit and the runs; of `name`, by default the first."""
+        return plot_prediction(self, ax=ax, name=name, **kw)
+
+    def _rows(self) -> list[int]:
+        return sorted({0, self.ts.size // 2, self.ts.size - 1})
+
+    def _row(self, name: str, row: int) -> str:
+        values = (each[name][row] for each in (self.standard_error, self.model_error))
+        errors = "".join(f"{value:{width}.2g}" for value, width in zip(values, (11, 13), strict=True))
+        numbers = f"{self.slow_mean[name][row]:13.6g}{self.mean[name][row]:13.6g}"
+        return f"{self.ts[row]:8.3g}{numbers}{errors}{self.spread[name][row]:11.2g}"
+
+
+def predict(
+    problem: AbstractProblem,
+    optimizer: Any,
+    params0: PyTree,
+    t1: float,
+    *,
+    lr: float,
+    rates: Sequence[float] | None = None,
+    paths: int = 64,
+    v0: PyTree = None,
+    key: PRNGKeyArray | None = None,
+    save_at: Any = 21,
+    metrics: Any = ("trace_hessian",),
+    like: AGM | None = None,
+    t0: float = 0.0,
+    slow_paths: int | None = None,
+    project: bool = True,
+    solver: str = "auto",
+    dt: float | None = None,
+    rtol: float = 1e-6,
+    route: str | Route = "auto",
+    rank: int | None = None,
+    dtype: Any = "float64",
+    progress: bool | None = None,
+    max_steps: int = MOST_STEPS,
+    memory: float | None = None,
+) -> Prediction:
+    """Means over runs of an optimizer at learning rate η = lr, without running it there.
+
+        E f(θ_k) ≈ f(ζ(t − τ(η))) + Σ_j w_j D(η_j),     D(η) = E f(θ_k) − f(ζ(t − τ(η))) = aη + bη² + …,     t = kη²
+
+    interpolates in η between the slow SDE, exact at η = 0, and runs at rates η_j > η, which cost (η/η_j)² each. The
+    weights are those of least squares: exact for the linear term, and best for noise and the higher terms together.
+    Where nothing diffuses the slow curve is delayed by what start-up takes, τ(η) = 2β1η²/(1−β1) + η Σ w_i/(2λ_i) (m = 0
+    and no fluctuations about Γ at first), as that bends D most; with bias correction without the first term.
+
+    The optimizer is the same at all rates in that its c is, β2 = 1 − cη²: hence one slow SDE. An Optax transformation
+    is given as a function of the rate, `lambda lr: optax.adam(lr, b2=1 - c * lr**2)`, with `like`, the AGM in the
+    limit.
+
+    With `rates=None` they are 2, 4 and 8 times lr, as far as `validity` does not say "not valid" (there D was measured
+    to be no short series), β2 ≥ 0, there are as many steps as saved times and no more than 5 % of the paths fail; 3
+    times lr where 4 is too much. Twice lr, the dearest, is run only if the others leave a model error that exceeds the
+    standard error. `notes` tells what was chosen and why.
+
+    Args:
+        problem, params0, t1, v0, key, t0, solver, dt, rtol, route, rank, dtype, progress, memory: as in `simulate`. v0
+            is not for Optax, which starts from a fresh state.
+        optimizer: an `AGM`, or a function from a learning rate to an `optax.GradientTransformation`.
+        lr: the learning rate η.
+        rates: learning rates above lr, to be run; None to choose them.
+        paths: runs at every rate, at least 2.
+        save_at: a number of equally spaced times, or the times; rounded to whole steps.
+        metrics: names from `slowsde.metrics`, `Metric` objects, or {name: fn(params) -> scalar}; smooth.
+        like: with Optax, the AGM that describes it.
+        slow_paths: paths of a slow SDE that diffuses; None for 16 times `paths`.
+        project, max_steps: as in `run_discrete`.
+
+    Returns: `Prediction`; `compare(prediction, fast)` holds it against runs at lr.
+    Raises: ValueError on bad input, before any run, and where no rate from 2·lr on is admissible, with the lr that is;
+        `RunError` if a run fails.
+
+    Example:
+        >>> print(predict(problem, adam(c=10.0), params0, t1=1.0, lr=1e-3, metrics="trace_hessian").table())
+    """
+    arguments.check_concrete("predict", problem, params0, v0, like, lr, t1)
+    lr, named = arguments.check_lr(lr), as_metrics(metrics)
+    if not named:
+        raise ValueError(f"metrics={metrics!r} is empty: name at least one, such as 'trace_hessian'.")
+    if arguments.positive_integer("paths", paths) < 2:
+        raise ValueError(f"paths={paths} must be at least 2: a single run has no standard error.")
+    agm, at_rate = _as_function(optimizer, like, v0, lr)
+    times = arguments.save_times(save_at, t0, t1)
+    given = None if rates is None else given_rates(rates, lr, agm, times, t0)
+    hindrance = impossible(lr, agm, times, t0)
+    if hindrance:
+        raise ValueError(f"lr={lr:g} cannot be run: {hindrance}. Save fewer times, or lower lr.")
+    check_parameters(params0)
+    base = arguments.check_key(key)
+    shared: dict[str, Any] = {"t0": t0, "v0": v0, "metrics": named, "route": route, "rank": rank, "dtype": dtype}
+    shared |= {"progress": progress, "memory": memory}
+    slowly = {"key": jr.fold_in(base, 0), "solver": solver, "dt": dt, "rtol": rtol}
+    fastly = {"like": like, "project": project, "max_steps": max_steps, "paths": int(paths), "throw": False}
+    diffuses = slow_sde(problem, agm, Coordinates.of(params0), route).diffuses
+    many = SLOW_PATHS * paths if slow_paths is None else arguments.positive_integer("slow_paths", slow_paths)
+    ask = Runs((problem, agm, params0), at_rate, times, base, shared | slowly, shared | fastly, many if diffuses else 1)
+    first = ask.slow(times, FEW_SLOW if diffuses else 1)
+    setting = Setting(problem, agm, first, times, t0, route)
+    admitted = chosen_rates(lr, setting) if given is None else doubts(given, setting)
+    return _by_stages(ask, admitted, lr, _delay(first, agm, diffuses))
+
+
+class Runs(NamedTuple):
+    """The runs of one prediction: how each is asked for."""
+
+    of: tuple[AbstractProblem, AGM, PyTree]
+    at_rate: Callable[[float], Any]
+    times: np.ndarray
+    key: PRNGKeyArray
+    slowly: dict[str, Any]
+    fastly: dict[str, Any]
+    copies: int  # slow paths
+
+    def slow(self, at: np.ndarray, copies: int) -> Trajectory:
+        """The slow SDE at these times."""
+        return simulate(*self.of, float(at[-1]), save_at=at, paths=copies, **self.slowly)
+
+    def discrete(self, rate: float) -> Trajectory:
+        """Runs at a rate, saved at the whole steps nearest to `times`."""
+        problem, _, params0 = self.of
+        at = whole_steps(self.times, rate)
+        # One key for all rates: runs of one number then correlate, which takes 5 to 35 % off the variance of weights of
+        # alternating signs. (Antithetic noise would do harm: observables are even in it, with a correlation of 0.999.)
+        key = jr.fold_in(self.key, 1)
+        return run_discrete(problem, self.at_rate(rate), params0, at[-1], lr=rate, save_at=at, key=key, **self.fastly)
+
+
+def whole_steps(times: np.ndarray, rate: float) -> np.ndarray:
+    """The times nearest to `times` at which a run at `rate` has made a whole number of steps."""
+    return steps_in(times, rate) * rate**2
+
+
+Delay = Callable[[float, np.ndarray], np.ndarray]
+
+
+def _delay(slow: Trajectory, optimizer: AGM, diffuses: bool) -> Delay:
+    """(rate, times) ↦ by how much a run at this rate lags the slow flow then, as it started without m and fluctuations.
+
+    The momentum delays each gradient by τ = β1/(1−β1) steps and the growth of the variance about Γ by as many, while
+    that takes 1/(2ηλ) besides: ∫(1 − E x²(t)/E x²(∞)) dt of the linear motion about Γ.
+    """
+    if diffuses:  # what is carried along Γ by the noise itself has no such delay
+        return lambda rate, times: np.zeros_like(times)
+    relaxation = float(slow.stats["mean_relaxation"][0, 0]) / float(slow.stats["pace"][0])
+    b1, t0 = float(optimizer.b1), float(slow.ts[0])
+    memory = 0.0 if optimizer.bias_correction else 2 * b1 / (1 - b1)
+
+    def delay(rate: float, times: np.ndarray) -> np.ndarray:
+        whole = memory * rate**2 + rate * relaxation / 2
+        return -whole * np.expm1(-(times - t0) / whole)
+
+    return delay
+
+
+def _by_stages(ask: Runs, rates: Rates, lr: float, delay: Delay) -> Prediction:
+    """Stage by stage, until what is left to be known of the series in η is less than the noise."""
+    slow = ask.slow(_moments([(rate, whole_steps(ask.times, rate)) for rate in (lr, *rates.all)], delay), ask.copies)
+    runs, notes, found = [], list(rates.notes), None
+    for stage in rates.stages:
+        if found is not None and len(runs) > 1 and _suffices(found):
+            notes.append(f"not run, as the model error is below the standard error without: lr={_joined(stage)}")
+            break
+        for run in (ask.discrete(rate) for rate in stage):
+            note, usable = _losses(run, rates.chosen)
+            notes += [note] if note else []
+            runs += [run] if usable else []
+        found = _predicted(slow, runs, whole_steps(ask.times, lr), lr, delay, notes) if runs else None
+    if found is None:
+        raise RunError(f"No rate was left to predict lr={lr:g} from. {' '.join(notes)}", run)
+    return dataclasses.replace(found, notes=tuple(notes))
+
+
+def _suffices(found: Prediction) -> bool:
+    """Whether for every observable the model error is less than the standard error, over all times."""
+    return all(
+        np.nansum(error**2) <= np.nansum(found.standard_error[name] ** 2) for name, error in found.model_error.items()
+    )
+
+
+def _joined(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)
+
+
+def _losses(run: Trajectory, optional: bool) -> tuple[str, bool]:
+    """(what failed in a run at a larger rate, "" for nothing; whether its means can be used).
+
+    `RunError` where they cannot and the rate is not optional.
+    """
+    failed = run.result != Result.SUCCESS
+    if not failed.any():
+        return "", True
+    code = Result(int(run.result[np.argmax(failed)]))
+    note = f"{failed.sum()} of {run.paths} paths failed at lr={run.stats['lr']:g} ({code.name})"
+    if failed.mean() <= LOST:
+        return f"{note}: its means are over those that are left", True
+    if not optional:
+        raise RunError(f"{note}: {code.explain('discrete')}. Leave that rate out of rates.", run)
+    return f"left out: {note}", False
+
+
+def _moments(runs: list[tuple[float, np.ndarray]], delay: Delay) -> np.ndarray:
+    """All times at which the slow SDE is asked, delayed and not, increasing and distinct."""
+    first = runs[0][1]
+    wanted = np.concatenate([first, *(np.maximum(ts - delay(rate, ts), first[0]) for rate, ts in runs)])
+    apart = TOUCHING * np.ptp(wanted)
+    return np.sort(wanted)[np.append(True, np.diff(np.sort(wanted)) > apart)]
+
+
+def _predicted(
+    slow: Trajectory, runs: list[Trajectory], ts: np.ndarray, lr: float, delay: Delay, notes: list[str]
+) -> Prediction:
+    """The prediction from finished runs, in any order."""
+    runs = sorted(runs, key=lambda run: run.stats["lr"])
+    rates = np.array([run.stats["lr"] for run in runs])
+    whens = [ts - delay(lr, ts), *(run.ts - delay(rate, run.ts) for rate, run in zip(rates, runs, strict=True))]
+    means, spreads, anchors = {}, {}, {}
+    for name in slow.metrics:
+        # (J+1, copies, T): of the slow SDE when the run at lr and each other one are where it is.
+        there = np.stack([_at(slow, name, when) for when in whens])
+        anchors[name] = _at(slow, name, ts).mean(axis=0)
+        delayed = anchors[name] - there[-1].mean(axis=0)
+        values = [run.metrics[name] for run in runs]
+        means[name], spreads[name] = interpolated_moments(rates, lr, there, values, delayed)
+    return Prediction(
+        ts=ts,
+        lr=lr,
+        mean={name: found.value for name, found in means.items()},
+        standard_error={name: found.standard_error for name, found in means.items()},
+        model_error={name: found.model_error for name, found in means.items()},
+        spread=spreads,
+        slow=slow,
+        slow_mean=anchors,
+        runs=tuple(runs),
+        rates=rates,
+        weights={name: found.weights for name, found in means.items()},
+        paths=runs[0].paths,
+        notes=tuple(notes),
+    )
+
+
+def _at(slow: Trajectory, name: str, when: np.ndarray) -> np.ndarray:
+    """(copies, T) an observable of the slow paths at times that were saved."""
+    nearest = np.abs(slow.ts[:, None] - when).argmin(axis=0)
+    return slow.metrics[name][:, nearest]
+
+
+def _as_function(optimizer: Any, like: Any, v0: Any, lr: float) -> tuple[AGM, Callable[[float], Any]]:
+    """The AGM that is run or described, and the optimizer as a function of the rate; ValueError if it is neither."""
+    if isinstance(optimizer, AGM):
+        if like is not None:
+            raise ValueError(f"like={shown(like)} is for Optax: leave it out where optimizer is an AGM itself.")
+        if optimizer.quasi_static:
+            raise ValueError("c=inf is a limit of the slow SDE; discrete runs need a finite c = (1 − β2)/η².")
+        return optimizer, lambda rate: optimizer
+    if is_transformation(optimizer):
+        raise ValueError(
+            "optimizer is an Optax transformation of one learning rate; prediction needs runs at others. Pass a "
+            "function of the rate, such as lambda lr: optax.adam(lr, b2=1 - c * lr**2), c that of like."
+        )
+    if not callable(optimizer) or not is_transformation(optimizer(lr)):
+        raise ValueError(
+            f"optimizer={shown(optimizer)} must be an AGM, such as sgd() or adam(c=1.0), or a function from a learning "
+            "rate to an optax.GradientTransformation."
+        )
+    if not isinstance(like, AGM) or like.quasi_static:
+        raise ValueError(
+            f"like={shown(like)} must be the AGM that optimizer(lr) is like in the limit, of a finite c, such as "
+            "adam(c=1.0, bias_correction=True)."
+        )
+    if v0 is not None:
+        raise ValueError("v0 is for an AGM: an Optax transformation starts from the fresh state that it makes.")
+    return like, optimizer
