@@ -66,8 +66,8 @@ def photograph(browser: Any, folder: Path) -> None:
 def faults(browser: Any) -> list[str]:
     """What is wrong on any page in any window."""
     everything = (p.relative_to(SITE) for p in SITE.rglob("*.html"))
-    # Not the page that leads to the home page.
-    pages = sorted(p.as_posix() for p in everything if "_static" not in p.parts and p.as_posix() != "index.html")
+    # Neither sources nor the page that leads to the home page.
+    pages = sorted(p.as_posix() for p in everything if p.parts[0] in ("docs", "examples") or p.stem == "search")
     found = []
     for window, (width, height) in WINDOWS.items():
         context = browser.new_context(viewport={"width": width, "height": height}, offline=True)

@@ -189,7 +189,7 @@ def shorten_types(
 def _short(text: str | None) -> str | None:
     if text is None:
         return None
-    text = text.replace("jaxlib._jax.Array", "Array")
+    text = text.replace("jaxlib._jax.Array", "Array").replace("~jaxtyping.", "")
     return re.sub(r"Key\[Array, ''\](?: \| UInt32\[Array, '\d'\])*", "PRNGKeyArray", text)
 
 
