@@ -78,6 +78,8 @@ def execute(script: Path, quick: bool) -> Any:
     client.execute(env=environment)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if "slowsde-progress" not in str(out.get("data", ""))]
     return notebook
 
 
