@@ -30,9 +30,14 @@ def scripts(names: list[str] | None = None) -> list[Path]:
     return [path for path in found if not names or path.name.startswith(tuple(names))]
 
 
+def percent(script: Path) -> Any:
+    """The script's cells. By itself jupytext takes them for another format, with a cell at every blank line."""
+    return jupytext.read(script, fmt="py:percent")
+
+
 def source(script: Path) -> Any:
     """The script as a notebook without outputs; cells are numbered, so that running again changes outputs alone."""
-    notebook = jupytext.read(script)
+    notebook = percent(script)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -53,7 +58,7 @@ def is_current(script: Path) -> bool:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     executed = [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     failed = any(output.output_type == "error" for cell in code for output in cell.outputs)
-    return executed and not failed and cells(notebook) == cells(jupytext.read(script))
+    return executed and not failed and cells(notebook) == cells(percent(script))
 
 
 def execute(script: Path, quick: bool) -> Any:
@@ -73,6 +78,8 @@ def execute(script: Path, quick: bool) -> Any:
     client.execute(env=environment)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if "slowsde-progress" not in str(out.get("data", ""))]
     return notebook
 
 

@@ -109,4 +109,8 @@ def __getattr__(name: str) -> Any:
         from .derivation import derivation
 
         return getattr(derivation, name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("slowsde")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

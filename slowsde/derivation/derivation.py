@@ -121,7 +121,7 @@ def decay_of(optimizer: AGM, formula: Formula) -> list[Any]:
     return [formula.names.inner(w) for w in np.concatenate(parts)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Derivation(Printed):
     """The slow SDE of a formula. Made by `derive`; matrices are SymPy matrices in the user's symbols and `state`.
 

@@ -18,7 +18,7 @@ from .printing import formula_latex, formula_text
 from .within import Within
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Potential:
     """F with drift −Π S ∇F along Γ, at v = V(Σ).
 
@@ -57,6 +57,9 @@ class Potential:
             why = "closed, but not integrated" if self.closed else "none: the curl does not vanish"
             return f"no potential ({why})"
         return f"F = {formula_text(self.value)}"
+
+    def __repr__(self) -> str:
+        return f"<Potential {self}>"
 
     def _repr_latex_(self) -> str:
         return rf"$\displaystyle F = {formula_latex(self.value)}$" if self.value is not None else rf"$\text{{{self}}}$"

@@ -13,6 +13,7 @@ from .symbols import is_primed, with_primes
 
 NAMES = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi omega"
 GREEK: dict[str, str] = dict(zip(NAMES.split(), "αβγδεζηθικλμνξπρστφχψω", strict=True))
+SHORT = 100  # characters of a formula in a repr
 RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
@@ -219,3 +220,8 @@ class Printed(abc.ABC):
 
     def __str__(self) -> str:
         return text(self._system())
+
+    def __repr__(self) -> str:
+        first, *more = str(self).split("\n")
+        first = first if len(first) <= SHORT else f"{first[:SHORT]} ..."
+        return f"<{type(self).__name__} {first}{f' and {len(more)} more lines' if more else ''}>"

@@ -20,7 +20,7 @@ from .within import Within
 HEURISTIC = 120  # operations up to which SymPy's `simplify` takes no more than a second
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reduced(Printed):
     """dq = drift dt + diffusion dW in coordinates of Γ, and dv = v_drift dt; made by `Derivation.reduced`.
 

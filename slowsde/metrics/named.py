@@ -29,6 +29,7 @@ NAMED = {
         adaptive_largest_eigenvalue,
     )
 }
+"""Name -> `Metric`: what `metrics=("trace_hessian", ...)` of a run may name."""
 
 
 def as_metrics(metrics: Any) -> dict[str, Metric]:

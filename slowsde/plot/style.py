@@ -21,8 +21,11 @@ LABELS = {
     "r_med": r"$R_{\mathrm{med}}$",
     "distance": r"distance from the start",
 }
+"""Name of an observable -> its label on an axis; others have their names."""
 TIME = r"slow time  $t = k\eta^2$"
+"""The label of an axis of slow time."""
 CLOCKS = {"k·lr²": TIME, "k·lr": r"time  $t = k\eta$"}
+"""`stats["clock"]` of a trajectory -> the label of its axis of time."""
 
 
 def draw_ensemble(ax: Any, trajectory: Trajectory, name: str, runs: int, style: dict[str, Any]) -> None:

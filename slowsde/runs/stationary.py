@@ -8,12 +8,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..optimizers.agm import AGM
+from ..plot.cards import card
 from ..problems.abstract import AbstractProblem
 from .simulate import simulate
 from .trajectory import Trajectory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StationaryPoint:
     """The end of a slow flow; of many with a leading axis of starts, numbers as arrays.
 
@@ -35,6 +36,18 @@ class StationaryPoint:
     speed: Any
     stillness: Any
     trajectory: Trajectory
+
+    def __repr__(self) -> str:
+        named = "".join(f", {name} {value:.6g}" for name, value in self.metrics.items())
+        return f"<StationaryPoint {self._reached}{named}>"
+
+    def _repr_html_(self) -> str:
+        rows = [[name, f"{value:.6g}"] for name, value in self.metrics.items()]
+        return card(f"stationary point {self._reached}", ["at rest", "value"], rows)
+
+    @property
+    def _reached(self) -> str:
+        return f"at t={self.t:.4g}, stillness {self.stillness:.1g}, speed {self.speed:.1g}"
 
 
 def stationary_point(

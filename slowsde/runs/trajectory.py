@@ -4,16 +4,20 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from manifolds.support.coordinates import Coordinates
+from manifolds.support.user_functions import shown
 
 from ..dynamics.result import Result
+from ..plot.trajectories import plot_metric
+from ..support.arguments import is_finite
 from ..support.files import FORMAT, describe, is_array, named_leaves, plain, read_arrays, rebuild, write_arrays
+from .summary import as_card, in_words
 
 
 class RunError(RuntimeError):
@@ -32,7 +36,16 @@ class Interrupted(KeyboardInterrupt):
         self.trajectory = trajectory
 
 
-@dataclasses.dataclass(frozen=True)
+class Moment(NamedTuple):
+    """A trajectory at one saved time t: params, v and metrics with leaves (paths, ...)."""
+
+    t: float
+    params: PyTree
+    v: PyTree
+    metrics: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Trajectory:
     """Paths of the slow SDE or of a discrete optimizer on the slow clock t = kη².
 
@@ -46,6 +59,11 @@ class Trajectory:
         label: "slow" or "discrete", for legends and tables.
         end: of a discrete run the state that its iterates ended in, leaves (paths, ...), for `resume`: θ before it is
             returned to Γ, momentum, and the optimizer's own.
+
+    Example:
+        >>> slow["trace_hessian"][:, -1]  # (paths,), at the last saved time
+        >>> slow.at(0.5).params
+        >>> slow.plot(name="trace_hessian")
     """
 
     ts: np.ndarray
@@ -66,6 +84,44 @@ class Trajectory:
     def final_params(self) -> PyTree:
         """params at the last saved time, leaves (paths, ...)."""
         return jax.tree.map(lambda leaf: leaf[:, -1] if is_array(leaf) else leaf, self.params)
+
+    def __len__(self) -> int:
+        """The number of saved times."""
+        return self.ts.size
+
+    # Without it Python would try trajectory[0], trajectory[1], ...
+    __iter__ = None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.metrics
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """(paths, T) of an observable: `trajectory["trace_hessian"]`; KeyError, with those there are, for another."""
+        if name not in self.metrics:
+            raise KeyError(f"{shown(name)} is not an observable of this trajectory; it has {sorted(self.metrics)}.")
+        return self.metrics[name]
+
+    def at(self, t: float) -> Moment:
+        """params, v and metrics at the saved time nearest to t, with leaves (paths, ...); its `t` says which it is.
+
+        Nothing is interpolated, as points between would lie off Γ. ValueError for t outside the run.
+        """
+        inside = is_finite(t) and self.ts[0] - 1e-9 <= t <= self.ts[-1] * (1 + 1e-9) + 1e-9
+        if not inside:
+            raise ValueError(f"t={shown(t)} is not within the run, t from {self.ts[0]:g} to {self.ts[-1]:g}.")
+        row = int(np.argmin(np.abs(self.ts - t)))
+        params, v = jax.tree.map(lambda leaf: leaf[:, row] if is_array(leaf) else leaf, (self.params, self.v))
+        return Moment(float(self.ts[row]), params, v, {name: values[:, row] for name, values in self.metrics.items()})
+
+    def plot(self, ax: Any = None, *, name: str | None = None, **kw: Any) -> Any:
+        """The mean over paths of observable `name`, by default the first, with a band; see `plot.plot_metric`."""
+        return plot_metric(self, ax=ax, name=name, **kw)
+
+    def __repr__(self) -> str:
+        return f"<Trajectory {in_words(self)}>"
+
+    def _repr_html_(self) -> str:
+        return as_card(self)
 
     def to_xarray(self) -> Any:
         """An xarray.Dataset: metrics (path, time), params and v leaves (path, time, ...), arrays among stats (stats.x).

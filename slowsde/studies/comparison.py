@@ -9,6 +9,7 @@ from manifolds.support.user_functions import shown
 
 from ..dynamics.digest import differences
 from ..dynamics.result import Result
+from ..plot.cards import card, in_columns
 from ..plot.comparisons import plot_comparison
 from ..plot.verdicts import shade_untrusted
 from ..runs.change_of_clock import clock_of
@@ -20,10 +21,11 @@ from .validity import VERDICTS, Validity, validity_of_run
 SIZES = ("small gap", "visible gap", "LARGE gap")
 SMALL, LARGE = 0.05, 0.2  # of the range that the slow observable runs through: what the verdicts of `validity` promise
 FEW = 5  # saved times through which no curve is drawn
+WIDTHS = (8, 13, 13, 12, 11, 10)  # of its columns behind the first
 COMFORTABLE = 0.1  # the most that "comfortable" allows for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The gap between a discrete ensemble and the slow SDE, or a prediction, per observable.
 
@@ -98,15 +100,7 @@ class Comparison:
 
     def table(self) -> str:
         """Start, middle and end of every observable with gap and standard error, a verdict each, and `trust`."""
-        lr = self.discrete.stats.get("lr", float("nan"))
-        label = self.slow.label
-        which = f"slow ({self.slow.paths} paths)" if label != "predicted" else label
-        lines = [
-            f"{which} against discrete ({self.discrete.paths} paths, lr={lr:g}, "
-            f"{self.discrete.stats.get('num_steps', '?')} steps)",
-            f"{'observable':<28}{'t':>8}{label if label == 'predicted' else 'slow':>13}{'discrete':>13}{'gap':>12}"
-            f"{'s.e.':>11}{'gap/s.e.':>10}",
-        ]
+        lines = [self._title, in_columns(self._header, WIDTHS)]
         for name in self.gap:
             lines += self._rows(name)
             lines.append(f"  -> {self.verdict(name)}")
@@ -115,6 +109,22 @@ class Comparison:
         if self.validity is not None:
             lines.append(self.trust)
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __repr__(self) -> str:
+        verdicts = "; ".join(f"{name}: {self.verdict(name)}" for name in self.gap)
+        return f"<Comparison at {self.ts.size} times: {verdicts}>"
+
+    def _repr_html_(self) -> str:
+        rows = [[name if row == 0 else "", *cells] for name in self.gap for row, cells in enumerate(self._shown(name))]
+        notes = [f"{name}: {self.verdict(name)}" for name in self.gap]
+        notes += [f"left out: {self.missing}"] if self.missing else []
+        return card(self._title, self._header, rows, notes=[*notes, self.trust], draw=self._figure)
+
+    def _figure(self, ax: Any) -> None:
+        self.plot(ax).legend(fontsize="small", frameon=False)
 
     def plot(self, ax: Any = None, *, name: str | None = None, **kw: Any) -> Any:
         """The slow curve, the discrete mean, its band and single runs; of observable `name`, by default the first.
@@ -148,19 +158,36 @@ class Comparison:
         travelled = float(np.nanmax(slow) - np.nanmin(slow))
         return travelled if travelled > 1e-12 * np.nanmax(np.abs(slow)) else np.nan
 
+    @property
+    def _title(self) -> str:
+        lr, steps = self.discrete.stats.get("lr", float("nan")), self.discrete.stats.get("num_steps", "?")
+        runs = f"{self.discrete.paths} paths, lr={lr:g}, {steps} steps"
+        model = self._model if self._model == "predicted" else f"slow ({self.slow.paths} paths)"
+        return f"{model} against discrete ({runs})"
+
+    @property
+    def _model(self) -> str:
+        return "predicted" if self.slow.label == "predicted" else "slow"
+
+    @property
+    def _header(self) -> tuple[str, ...]:
+        return ("observable", "t", self._model, "discrete", "gap", "s.e.", "gap/s.e.")
+
     def _rows(self, name: str) -> list[str]:
+        return [in_columns([name if row == 0 else "", *cells], WIDTHS) for row, cells in enumerate(self._shown(name))]
+
+    def _shown(self, name: str) -> list[list[str]]:
+        """The cells of start, middle and end of an observable, as far as there is a gap."""
         there = np.flatnonzero(np.isfinite(self.gap[name]))
         if not there.size:
             return []
-        rows = sorted({int(there[0]), int(there[len(there) // 2]), int(there[-1])})
-        return [f"{name if row == rows[0] else '':<28}{self._row(name, row)}" for row in rows]
+        return [self._cells(name, row) for row in sorted({int(there[0]), int(there[len(there) // 2]), int(there[-1])})]
 
-    def _row(self, name: str, row: int) -> str:
+    def _cells(self, name: str, row: int) -> list[str]:
         gap, error, slow = self.gap[name][row], self.standard_error[name][row], self.slow_mean[name][row]
         known = error > ROUNDING * max(abs(slow), ROUNDING)
-        ratio = f"{gap / error:10.1f}" if known else f"{'-':>10}"
-        shown = f"{error:11.2g}" if np.isfinite(error) else f"{'-':>11}"
-        return f"{self.ts[row]:8.3g}{slow:13.6g}{self.discrete_mean[name][row]:13.6g}{gap:12.3g}{shown}{ratio}"
+        means = [f"{self.ts[row]:.3g}", f"{slow:.6g}", f"{self.discrete_mean[name][row]:.6g}", f"{gap:.3g}"]
+        return [*means, f"{error:.2g}" if np.isfinite(error) else "-", f"{gap / error:.1f}" if known else "-"]
 
     def _left_over(self, name: str) -> str:
         """How many paths the means of this observable are over, where that is not all of them at every time."""

@@ -16,6 +16,7 @@ from ..dynamics.slow_sde import slow_sde
 from ..metrics.named import as_metrics
 from ..optimizers.agm import AGM
 from ..optimizers.sgd import no_state
+from ..plot.cards import card, in_columns
 from ..plot.orders import plot_convergence
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
@@ -25,10 +26,12 @@ from ..runs.trajectory import Trajectory
 from ..support import arguments
 from .order_fit import OrderFit, fit_order
 
+HEADER = ("observable", "lr", "paths", "slow", "error", "s.e.", "error/s.e.")
+WIDTHS = (10, 8, 13, 12, 11, 12)  # of its columns behind the first
 SLOW_PATHS = 16  # slow paths for each discrete one: they are the cheaper ones
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ConvergenceStudy:
     """Weak error of discrete runs against the slow SDE at the end of a run, per observable and learning rate.
 
@@ -78,19 +81,36 @@ class ConvergenceStudy:
 
     def table(self) -> str:
         """Slow mean, error and standard error of every observable at every learning rate, and the order."""
-        lines = [
-            f"weak error at t={np.median(self.ts):.4g}: discrete mean − slow mean ({self.slow_paths} slow paths)",
-            f"{'observable':<28}{'lr':>10}{'paths':>8}{'slow':>13}{'error':>12}{'s.e.':>11}{'error/s.e.':>12}",
-        ]
-        for name, errors in self.errors.items():
-            for row, (lr, error, spread) in enumerate(zip(self.lrs, errors, self.standard_errors[name], strict=True)):
-                ratio = f"{error / spread:12.1f}" if spread > 0 else f"{'-':>12}"
-                lines.append(
-                    f"{name if row == 0 else '':<28}{lr:10.4g}{self.paths[row]:8d}{self.reference[name][row]:13.6g}"
-                    f"{error:12.3g}{spread:11.2g}{ratio}"
-                )
+        lines = [self._title, in_columns(HEADER, WIDTHS)]
+        for name in self.errors:
+            lines += [in_columns(row, WIDTHS) for row in self._rows(name)]
             lines.append(f"  -> {self.verdict(name)}")
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __repr__(self) -> str:
+        verdicts = "; ".join(f"{name}: {self.verdict(name)}" for name in self.errors)
+        return f"<ConvergenceStudy at {self.lrs.size} learning rates: {verdicts}>"
+
+    def _repr_html_(self) -> str:
+        rows = [row for name in self.errors for row in self._rows(name)]
+        notes = [f"{name}: {self.verdict(name)}" for name in self.errors]
+        return card(self._title, HEADER, rows, notes=notes, draw=self.plot)
+
+    def _rows(self, name: str) -> list[list[str]]:
+        """The cells of an observable at every learning rate."""
+        columns = self.lrs, self.paths, self.reference[name], self.errors[name], self.standard_errors[name]
+        rows = [
+            [f"{lr:.4g}", str(paths), f"{slow:.6g}", f"{error:.3g}", f"{s:.2g}", f"{error / s:.1f}" if s > 0 else "-"]
+            for lr, paths, slow, error, s in zip(*columns, strict=True)
+        ]
+        return [[name if row == 0 else "", *cells] for row, cells in enumerate(rows)]
+
+    @property
+    def _title(self) -> str:
+        return f"weak error at t={np.median(self.ts):.4g}: discrete mean − slow mean ({self.slow_paths} slow paths)"
 
     def plot(self, ax: Any = None, *, name: str | None = None, **kw: Any) -> Any:
         """|error| against lr with error bars, the fitted line and its interval; of `name`, by default the first."""

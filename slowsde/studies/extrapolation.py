@@ -23,6 +23,7 @@ from ..dynamics.solvers.state import SlowState, State
 from ..dynamics.start import start_on_manifold
 from ..metrics.metric import evaluate
 from ..optimizers.agm import AGM
+from ..plot.cards import card
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
 from ..runs.frame import prepared
@@ -31,7 +32,7 @@ from ..support import arguments
 from ..support.pieces import Pieces
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeakEstimate:
     """Means at slow time t1, extrapolated to step zero; every dict is by observable, coarsest level first.
 
@@ -66,12 +67,36 @@ class WeakEstimate:
             f"weak estimates at t={self.t1:.4g} from {self.paths} coupled paths",
             f"{'observable':<28}{'step':>12}{'mean':>14}{'s.e.':>11}",
         ]
-        for name, means in self.plain.items():
-            for row, (dt, mean, error) in enumerate(zip(self.dts, means, self.plain_error[name], strict=True)):
-                lines.append(f"{name if row == 0 else '':<28}{dt:12.4g}{mean:14.6g}{error:11.2g}")
-            lines.append(f"{'':<28}{'-> 0':>12}{self.estimate[name]:14.6g}{self.standard_error[name]:11.2g}")
+        for name in self.plain:
+            for row, (step, mean, error) in enumerate(self._levels(name)):
+                lines.append(f"{name if row == 0 else '':<28}{step:>12}{mean:14.6g}{error:11.2g}")
             lines.append(f"  -> {self.verdict(name)}")
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __repr__(self) -> str:
+        found = ", ".join(
+            f"{name} {mean:.6g} ± {self.standard_error[name]:.2g}" for name, mean in self.estimate.items()
+        )
+        return f"<WeakEstimate at t={self.t1:.4g} from {self.paths} paths: {found}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [name if row == 0 else "", step, f"{mean:.6g}", f"{error:.2g}"]
+            for name in self.estimate
+            for row, (step, mean, error) in enumerate(self._levels(name))
+        ]
+        notes = [f"{name}: {self.verdict(name)}" for name in self.estimate]
+        title = f"weak estimates at t={self.t1:.4g} from {self.paths} coupled paths"
+        return card(title, ["observable", "step", "mean", "s.e."], rows, notes=notes)
+
+    def _levels(self, name: str) -> list[tuple[str, float, float]]:
+        """(step, mean, standard error) of every level, and of the estimate."""
+        plain = zip(self.dts, self.plain[name], self.plain_error[name], strict=True)
+        levels = [(f"{dt:.4g}", mean, error) for dt, mean, error in plain]
+        return [*levels, ("-> 0", self.estimate[name], self.standard_error[name])]
 
     def verdict(self, name: str) -> str:
         """One plain sentence on the bias that is left."""

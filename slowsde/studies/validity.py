@@ -22,6 +22,7 @@ from ..dynamics.fast_motion import measure
 from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE
 from ..optimizers.agm import AGM
+from ..plot.cards import card
 from ..plot.verdicts import plot_validity
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
@@ -78,7 +79,7 @@ VERDICTS = ("comfortable", "doubtful", "not valid")
 MAX_TIMES, MAX_PATHS = 50, 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Validity:
     """Where a slow trajectory may be trusted as a description of the optimizer at learning rate `lr`.
 
@@ -153,6 +154,18 @@ class Validity:
 
     def __str__(self) -> str:
         return self.table()
+
+    def __repr__(self) -> str:
+        return f"<Validity {self.summary}>"
+
+    def _repr_html_(self) -> str:
+        rows = [0, len(self.ts) // 2, len(self.ts) - 1]
+        header = ["ratio", *(f"t={self.ts[row]:.3g}" for row in rows), "worst", "doubtful >", "bad >"]
+        cells = [
+            [name, *(f"{value:.3g}" for value in (*values[rows], np.max(values), *self.thresholds[name]))]
+            for name, values in self.ratios.items()
+        ]
+        return card(f"slow SDE at lr={self.lr:g}: {self.verdict}", header, cells, notes=self.reasons, draw=self.plot)
 
     def plot(self, ax: Any = None, **kw: Any) -> Any:
         """Every ratio over its threshold on a log axis, the region shaded where the slow SDE is not valid."""

@@ -1,4 +1,4 @@
-"""A progress line on stderr for runs that last longer than a moment."""
+"""Progress of runs that last longer than a moment: a line on stderr in a terminal, a bar in a notebook."""
 
 import sys
 import time
@@ -19,26 +19,54 @@ PATIENCE = 2.0  # seconds before anything is shown
 STEP = 0.01  # the fraction of a run between reports
 COUNTED = 50  # steps between reports of a run that counts them
 _started: dict[str, float] = {}
+_bars: dict[str, Any] = {}  # the display of a run in a notebook
+
+
+def in_notebook() -> bool:
+    """Whether this is the kernel of a notebook, which shows HTML. IPython is not imported to find out."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
+def _tell(name: str, text: str, fraction: float | None, ended: bool) -> None:
+    if not in_notebook():
+        print(f"\r{name} {text}", end="\n" if ended else "", file=sys.stderr, flush=True)
+        return
+    from IPython.display import HTML, display  # pyright: ignore[reportMissingImports]
+
+    shown = HTML(progress_bar(name, text, 1.0 if ended else fraction))
+    if name in _bars:
+        _bars[name].update(shown)
+    else:
+        _bars[name] = display(shown, display_id=True)
+
+
+def progress_bar(name: str, text: str, fraction: float | None) -> str:
+    """A bar in HTML; one that only moves where the share done is not known (None)."""
+    value = "" if fraction is None else f' value="{fraction:.3f}"'
+    return f'<div class="slowsde-progress"><progress{value} style="width:16em"></progress> {name} {text}</div>'
 
 
 class Line:
     """Shows "name  42 %  12 s", or a text for how far it is, once a run that starts now has lasted `PATIENCE` seconds.
 
-    `progress` None is for when stderr is a terminal; in a program of several processes the first alone shows it.
+    `progress` None is for a notebook, or when stderr is a terminal; in a program of several processes the first alone shows it.
     """
 
     def __init__(self, name: str, progress: bool | None):
         self.name, self.started = name, time.monotonic()
-        self.shown = (sys.stderr.isatty() if progress is None else progress) and jax.process_index() == 0
+        seen = sys.stderr.isatty() or in_notebook()
+        self.shown = (seen if progress is None else progress) and jax.process_index() == 0
+        _bars.pop(name, None)
 
     def show(self, done: float | str) -> None:
         """Tell how far the run is: a share of it, or in words."""
         seconds = time.monotonic() - self.started
         if not self.shown or seconds < PATIENCE:
             return
+        share = None if isinstance(done, str) else done
         text = done if isinstance(done, str) else f"{100 * done:4.0f} %"
-        end = "\n" if not isinstance(done, str) and done >= 1 else ""
-        print(f"\r{self.name} {text}  {seconds:5.0f} s", end=end, file=sys.stderr, flush=True)
+        _tell(self.name, f"{text}  {seconds:5.0f} s", share, share is not None and share >= 1)
 
 
 class ProgressMeter(dfx.AbstractProgressMeter[Array]):
@@ -79,20 +107,22 @@ class ProgressMeter(dfx.AbstractProgressMeter[Array]):
         # NaN is the progress of a part that is not to show, and unequal to itself.
         seconds = time.monotonic() - _started.get(self.name, time.monotonic())
         if seconds > PATIENCE and fraction == fraction:
-            end = "\n" if fraction > 1 - 1e-6 else ""
-            print(f"\r{self.name} {100 * fraction:4.0f} %  {seconds:5.0f} s", end=end, file=sys.stderr, flush=True)
+            _tell(self.name, f"{100 * fraction:4.0f} %  {seconds:5.0f} s", fraction, fraction > 1 - 1e-6)
 
 
 def meter(name: str, progress: bool | None) -> dfx.AbstractProgressMeter[Any]:
-    """The meter of a run that starts now; `progress=None` shows it when stderr is a terminal and programs are not kept.
+    """The meter of a run that starts now; `progress=None` shows it in a notebook or when stderr is a terminal, where
+    programs are not kept.
 
     In a program of several processes the first alone shows it.
     """
     # A meter calls Python, and JAX keeps no program on disk that does.
-    show = sys.stderr.isatty() and not caches_compilations() if progress is None else progress
+    seen = sys.stderr.isatty() or in_notebook()
+    show = seen and not caches_compilations() if progress is None else progress
     if not show or jax.process_index() > 0:
         return dfx.NoProgressMeter()
     _started[name] = time.monotonic()
+    _bars.pop(name, None)
     return ProgressMeter(name)
 
 
@@ -120,13 +150,12 @@ class StepMeter(dfx.AbstractProgressMeter[Array]):
         )
 
     def close(self, state: Array) -> None:
-        io_callback(lambda count: self._show(int(np.max(count)), "\n"), None, eqxi.unvmap_max(state))
+        io_callback(lambda count: self._show(int(np.max(count)), True), None, eqxi.unvmap_max(state))
 
-    def _show(self, count: int, end: str = "") -> None:
+    def _show(self, count: int, ended: bool = False) -> None:
         seconds = time.monotonic() - _started.get(self.name, time.monotonic())
         if seconds > PATIENCE:
-            line = f"\r{self.name} {count} of at most {self.most} steps  {seconds:5.0f} s"
-            print(line, end=end, file=sys.stderr, flush=True)
+            _tell(self.name, f"{count} of at most {self.most} steps  {seconds:5.0f} s", None, ended)
 
 
 def step_meter(name: str, progress: bool | None, most: int) -> dfx.AbstractProgressMeter[Any]:

@@ -57,6 +57,13 @@ def test_an_old_notebook_is_noticed(old: str, new: str, tmp_path: Path) -> None:
     assert not RUN.is_current(script)
 
 
+def test_a_cell_ends_at_its_marker_alone(tmp_path: Path) -> None:
+    script = tmp_path / "01_x.py"
+    header = "# ---\n# jupyter:\n#   jupytext:\n#     text_representation:\n#       format_name: percent\n# ---\n\n"
+    script.write_text(header + "# %% [markdown]\n# # A title\n\n# %%\na = 1\n\nb = 2\n")
+    assert RUN.cells(RUN.source(script)) == [("markdown", "# A title"), ("code", "a = 1\n\nb = 2")]
+
+
 def test_names_choose_scripts() -> None:
     assert [path.name[:2] for path in RUN.scripts(["02", "01"])] == ["01", "02"]
     with pytest.raises(ValueError, match="99"):

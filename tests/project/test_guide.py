@@ -1,4 +1,4 @@
-"""README and guide: their Python blocks run and print what is shown below them, and their links lead somewhere."""
+"""README, guide and first steps: their Python blocks run and print what they show, and their links lead somewhere."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ import pytest
 import slowsde as ss
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/guide.md")
+PAGES = ("README.md", "docs/guide.md", "docs/getting_started.md")
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```\n(?P<shown>.*?)^```$)?", re.M | re.S)
 
 
