@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import slowsde as ss
 from manifolds.support.precision import working_precision
-from slowsde.dynamics import ensemble
+from slowsde.dynamics import ensemble, marching
 from slowsde.runs import discrete
 
 PATHS, FEW = 200, 37  # four blocks of 64, the last filled up; less than one block
@@ -38,10 +38,11 @@ def fast(paths: int = PATHS, **kw: Any) -> ss.Trajectory:
     return ss.run_discrete(LINE, ss.adam(c=2.0, eps=0.05), LINE_START, 0.5, paths=paths, **settings)
 
 
-def keyed_by_place(function: Any, shared: Any, index: Any, size: int, **kw: Any) -> Any:
-    """A mutant of `map_paths`: every device counts its own paths."""
+def keyed_by_place(function: Any, shared: Any, states: Any, begin: int, stops: Any, size: int, *rest: Any) -> Any:
+    """A mutant of `march_paths`: every device counts its own paths."""
+    index, states = states
     each = -(-index.size // (size * len(jax.local_devices()))) * size
-    return ensemble.map_paths(function, shared, index % each, size, **kw)
+    return marching.march_paths(function, shared, (index % each, states), begin, stops, size, *rest)
 
 
 def orders() -> np.ndarray:
@@ -54,7 +55,7 @@ def orders() -> np.ndarray:
     return np.array(right)
 
 
-def _affine(scale: Any, point: Any, shown: Any) -> dict[str, Any]:
+def _affine(scale: Any, point: Any) -> dict[str, Any]:
     return {"y": scale * point[0] + point[1]}
 
 
@@ -67,7 +68,7 @@ def factored() -> np.ndarray:
     return np.isclose(found, 40 * (np.linalg.slogdet(a)[1] + np.linalg.eigvalsh(a)[:, -1]))
 
 
-def _factored(_: Any, a: Any, shown: Any) -> Any:
+def _factored(_: Any, a: Any) -> Any:
     def turn(k: Any, total: Any) -> Any:
         again = a + 0 * total
         factor = jax.scipy.linalg.cho_factor(again)[0]
@@ -78,11 +79,11 @@ def _factored(_: Any, a: Any, shown: Any) -> Any:
 
 def mutant() -> ss.Trajectory:
     """`fast` keyed by the place of a path on its device."""
-    original, discrete.map_paths = discrete.map_paths, keyed_by_place
+    original, discrete.march_paths = discrete.march_paths, keyed_by_place
     try:
         return fast()
     finally:
-        discrete.map_paths = original
+        discrete.march_paths = original
 
 
 def many_rows(paths: int = 5) -> ss.Trajectory:

@@ -20,7 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .ensemble import block_size, map_paths
+from manifolds.support.arrays import filled
+from manifolds.support.precision import on_device
+
+from ..support.pieces import Pieces
+from .ensemble import block_size
+from .marching import Marched, march_paths, stepped
 from .slow_sde import SlowSDE
 from .solvers.brownian import StepBrownianPath, step_keys
 from .solvers.euler import AbstractEulerMaruyama
@@ -96,42 +101,30 @@ def conventional_paths(
     dt: float,
     *,
     paths: int,
-    shown: dfx.AbstractProgressMeter[Any],
-) -> State:
+    pieces: Pieces,
+) -> Marched:
     """Position and optimizer state of `paths` paths at the saved times, knots of a grid of nominal step dt.
 
     state0 is (θ, v) and whatever else the solver steps.
     """
-    x0 = state0[0]
-    knots = jnp.asarray(times, x0.dtype), jnp.asarray(grid, x0.dtype)
-    shared = solver, model, state0, step_keys(key, grid, dt), *knots
-    return map_paths(_path, shared, np.arange(paths), block_size(model.sde, x0, eigenpairs=False), shown=shown)
+    x0, stops = state0[0], np.searchsorted(grid, times)
+    states = jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), (paths, *leaf.shape)), state0)
+    # Filled, so that another number of steps seldom compiles anew.
+    shared = solver, model, step_keys(key, filled(grid), dt), on_device(filled(grid).astype(x0.dtype))
+    size = block_size(model.sde, x0, eigenpairs=False)
+    return march_paths(_path, shared, (np.arange(paths), states), 0, stops, size, pieces)
 
 
-def _path(shared: Any, index: Array, shown: dfx.AbstractProgressMeter[Any]) -> State:
-    """Position and optimizer state of one path at the saved times, which are knots of the grid."""
-    solver, model, state0, keys, times, grid = shared
-    columns = jax.eval_shape(model.sde.factor, state0[0]).shape[1]
-    # Diffrax cannot save an empty tuple: without a state θ alone is saved, and v put back at the end.
-    stateless = not jax.tree.leaves(state0[1])
+def _path(shared: Any, numbered: tuple[Array, Any]) -> tuple[Any, State]:
+    """One path through a window."""
+    ((solver, model, keys, grid), window), (index, state) = shared, numbered
+    columns = jax.eval_shape(model.sde.factor, state[0]).shape[1]
     noise = StepBrownianPath(grid, keys, index, columns)
     # The solvers take increments only from their terms: no field is evaluated there.
     terms = dfx.MultiTerm(dfx.ODETerm(lambda t, y, args: y), dfx.ControlTerm(lambda t, y, args: y, noise))
-    solution = dfx.diffeqsolve(
-        terms,
-        solver,
-        grid[0],
-        grid[-1],
-        None,
-        state0,
-        saveat=dfx.SaveAt(ts=times, fn=lambda t, y, args: y[0] if stateless else y[:2]),
-        # Exactly on the knots: with a constant step that does not divide the interval Diffrax takes one too many at
-        # times.
-        stepsize_controller=dfx.StepTo(grid),
-        adjoint=dfx.ForwardMode(),
-        max_steps=grid.shape[0],
-        progress_meter=shown,
-        throw=False,
-    )
-    assert solution.ys is not None
-    return (solution.ys, state0[1]) if stateless else solution.ys
+
+    def one_step(k: Array, state: Any) -> Any:
+        return solver.step(terms, grid[k], grid[k + 1], state, None, None, False)[0]
+
+    state, saved = stepped(window, one_step, state, lambda state: state[:2])
+    return (index, state), saved

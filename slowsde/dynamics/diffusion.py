@@ -69,7 +69,7 @@ def solve_sde(
     )
 
 
-def _path(shared: Any, numbered: tuple[Array, March, Any], shown: Any) -> tuple[tuple[Array, March, Any], Saved]:
+def _path(shared: Any, numbered: tuple[Array, March, Any]) -> tuple[tuple[Array, March, Any], Saved]:
     ((slow, keys, grid, stride), window), (index, at, regular) = shared, numbered
     if regular is not None:
         slow = eqx.tree_at(lambda s: (s.sde.rank, s.floor), slow, regular, is_leaf=lambda leaf: leaf is None)

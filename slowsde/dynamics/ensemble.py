@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,6 @@ from manifolds.metrics.diagonal import Identity
 from manifolds.support.blocks import batches_well
 from manifolds.support.compilation import compiled, form_of
 
-from ..support.progress import part_of
 from .slow_sde import SlowSDE
 
 AXIS = "devices"
@@ -43,15 +41,9 @@ POINTS = 16  # blocks of single points that one call computes: calls cost about 
 
 
 def map_paths(
-    function: Callable[[Any, Any, Any], PyTree],
-    shared: PyTree,
-    arguments: PyTree,
-    size: int,
-    *,
-    depth: int = 1,
-    shown: dfx.AbstractProgressMeter[Any] | None = None,
+    function: Callable[[Any, Any], PyTree], shared: PyTree, arguments: PyTree, size: int, *, depth: int = 1
 ) -> PyTree:
-    """function(shared, argument, meter) for every argument along the leading axis of `arguments`, stacked in order.
+    """function(shared, argument) for every argument along the leading axis of `arguments`, stacked in order.
 
     Args:
         function: of one path, hashable (a function of a module, not a fresh lambda, which would be compiled anew).
@@ -59,13 +51,12 @@ def map_paths(
         arguments: pytree of arrays with leading axis n.
         size: paths in a block, see `block_size`; 1 for one after the other, without vectorization.
         depth: blocks that a device computes in one call.
-        shown: a progress meter; `function` passes the one that it is handed to `diffeqsolve`, say.
 
     Returns: the results as NumPy arrays with leading axis n; in a program of several processes, which all must call
         this alike, every process gets all of them.
 
     Example:
-        >>> map_paths(lambda scale, x, meter: scale * x, 2.0, np.arange(5.0), size=8)
+        >>> map_paths(lambda scale, x: scale * x, 2.0, np.arange(5.0), size=8)
         array([0., 2., 4., 6., 8.])
     """
     arguments = jax.tree.map(np.asarray, arguments)
@@ -74,7 +65,7 @@ def map_paths(
     index = np.minimum(mine[:, None] * size + np.arange(size), count - 1)
     # The last block is filled up with copies of the last path: a shorter one would be another program with other
     # rounding. (One path of a small problem so costs a whole block.)
-    found = _on_devices(function, shared, jax.tree.map(lambda leaf: leaf[index], arguments), depth, shown)
+    found = _on_devices(function, shared, jax.tree.map(lambda leaf: leaf[index], arguments), depth)
     return gathered(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found), count)
 
 
@@ -95,7 +86,7 @@ def gathered(found: PyTree, count: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[:count], found)
 
 
-def map_points(function: Callable[[Any, Any, Any], PyTree], shared: PyTree, points: PyTree, size: int) -> PyTree:
+def map_points(function: Callable[[Any, Any], PyTree], shared: PyTree, points: PyTree, size: int) -> PyTree:
     """`map_paths` of single points of paths: leaves of points and results have the leading axes (paths, T)."""
     shape = jax.tree.leaves(points)[0].shape[:2]
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), points)
@@ -149,13 +140,7 @@ def devices_here() -> list[Any]:
     return [chosen]
 
 
-def _on_devices(
-    function: Callable[[Any, Any, Any], PyTree],
-    shared: PyTree,
-    arguments: PyTree,
-    depth: int,
-    shown: dfx.AbstractProgressMeter[Any] | None,
-) -> PyTree:
+def _on_devices(function: Callable[[Any, Any], PyTree], shared: PyTree, arguments: PyTree, depth: int) -> PyTree:
     """Blocks of arguments, leaves (blocks, size, ...), over the devices of this process; results in the same order."""
     blocks = jax.tree.leaves(arguments)[0].shape[0]
     devices = devices_here()[:blocks]
@@ -170,11 +155,8 @@ def _on_devices(
         slots = number * depth + np.arange(depth)
         index = np.minimum(first[:, None] + slots, blocks - 1)
         active = np.clip(many - number * depth, 0, depth).astype(np.int32)
-        # The first device reports for all.
-        part = np.full((len(devices), 2), np.nan, np.float32)
-        part[0] = number / rounds, 1 / rounds
         here = jax.tree.map(lambda leaf, index=index: leaf[index], arguments)
-        results.append(compute(function, shared, here, active, part, shown or dfx.NoProgressMeter(), mesh))
+        results.append(compute(function, shared, here, active, mesh))
     block = np.arange(blocks)
     device, slot = block // each, block % each
     at = slot // depth, device, slot % depth
@@ -191,25 +173,18 @@ def spread(shared: PyTree, devices: list[Any]) -> tuple[Mesh, PyTree]:
 
 
 def _round(
-    function: Callable[[Any, Any, Any], PyTree],
-    shared: PyTree,
-    arguments: PyTree,
-    active: Any,
-    part: Any,
-    shown: dfx.AbstractProgressMeter[Any],
-    mesh: Mesh,
+    function: Callable[[Any, Any], PyTree], shared: PyTree, arguments: PyTree, active: Any, mesh: Mesh
 ) -> PyTree:
     """`active` blocks on each device: leaves (devices, depth, size, ...), zero where a block is not active."""
     arrays, rest = eqx.partition(shared, eqx.is_array)
 
     # Diffrax's loops do not pass the check of what varies over the mesh, hence check_vma=False.
-    @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(AXIS), P(AXIS), P(AXIS)), out_specs=P(AXIS), check_vma=False)
-    def on_device(arrays: PyTree, arguments: PyTree, active: Array, part: Array) -> PyTree:
-        arguments, active, part = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), (arguments, active, part))
-        meter = part_of(shown, part[0], part[1])
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(AXIS), P(AXIS)), out_specs=P(AXIS), check_vma=False)
+    def on_device(arrays: PyTree, arguments: PyTree, active: Array) -> PyTree:
+        arguments, active = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), (arguments, active))
 
         def path(argument: PyTree) -> PyTree:
-            return function(eqx.combine(arrays, rest), argument, meter)
+            return function(eqx.combine(arrays, rest), argument)
 
         # Traced once, for its shapes and for the loop.
         @jax.jit
@@ -231,7 +206,7 @@ def _round(
         # A number of turns that the compiler does not know: it may not turn the loop into other code.
         return jax.tree.map(lambda leaf: leaf[None], jax.lax.fori_loop(0, active, put, results))
 
-    return on_device(arrays, arguments, active, part)
+    return on_device(arrays, arguments, active)
 
 
 # Where XLA's older code fuses, rounding depends on what stands beside: on a path with 64 steps a step rounds otherwise

@@ -3,8 +3,6 @@
 Runs keep what a verdict needs of it, and `studies.validity` turns it into ratios.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -79,7 +77,7 @@ def measure(sde: SlowSDE, xs: Array, vs: PyTree, rates: Float[np.ndarray, " T"])
     return map_points(_measures_at, sde, points, points_in_block(sde, xs[0, 0]))
 
 
-def _measures_at(sde: SlowSDE, point: tuple[Vector, PyTree, Array], shown: Any) -> dict[str, Array]:
+def _measures_at(sde: SlowSDE, point: tuple[Vector, PyTree, Array]) -> dict[str, Array]:
     x, v, lr = point
     normal = sde.normal_space(x, v)
     return {

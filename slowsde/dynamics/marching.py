@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import diffrax as dfx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -35,7 +35,7 @@ class Marched(NamedTuple):
 
 
 def march_paths(
-    function: Callable[[Any, Any, Any], tuple[PyTree, PyTree]],
+    function: Callable[[Any, Any], tuple[PyTree, PyTree]],
     shared: PyTree,
     states: PyTree,
     begin: int,
@@ -47,7 +47,7 @@ def march_paths(
     """Paths of numbered steps, as many blocks at once as there are devices, window after window.
 
     Args:
-        function: ((shared, window), state, _) -> (state at the end of the `Window`, what is saved at each of its
+        function: ((shared, window), state) -> (state at the end of the `Window`, what is saved at each of its
             stops), of one path; hashable, as for `map_paths`.
         states: of every path at step `begin`, NumPy arrays with leaves (paths, ...).
         stops: (T,) ascending numbers of steps, at which something is saved.
@@ -57,13 +57,13 @@ def march_paths(
     index = _places(flat[0].shape[0], size)
     rounds, places = index.shape[:2]
     mesh, shared = spread(shared, devices_here()[:places])
-    untold = np.ones(places, np.int32), np.full((places, 2), np.nan, np.float32), dfx.NoProgressMeter(), mesh
+    all_active = np.ones(places, np.int32)
     forms = {}
 
     def compute(window: Window, now: list[Any]) -> tuple[list[Any], list[np.ndarray]]:
         # As it comes from the device, or the first window would be a program of its own.
         now = jax.tree.unflatten(form, jax.device_put(now, NamedSharding(mesh, P(AXIS))))
-        now, saved = paths_on_devices(function, (shared, window), now, *untold)
+        now, saved = paths_on_devices(function, (shared, window), now, all_active, mesh)
         forms["saved"] = jax.tree.structure(saved)
         return jax.tree.leaves(now), [np.asarray(leaf)[:, 0] for leaf in jax.tree.leaves(saved)]
 
@@ -120,6 +120,23 @@ def _places(count: int, size: int) -> np.ndarray:
     blocks = mine[np.minimum(np.arange(-(-mine.size // places) * places), mine.size - 1)].reshape(-1, places)
     # A block that is not whole is filled up with its last path: a shorter one would be another program.
     return np.minimum(blocks[..., None] * size + np.arange(size), count - 1)
+
+
+def stepped(
+    window: Window, step: Callable[[Any, PyTree], PyTree], state: PyTree, kept: Callable[[PyTree], PyTree]
+) -> tuple[PyTree, PyTree]:
+    """The state of one path at the end of a window, by step(k, state) from step k to the next; and `kept` of it at
+    every stop."""
+
+    def to_stop(carry: tuple[Any, PyTree], stop: Any) -> tuple[tuple[Any, PyTree], PyTree]:
+        k, state = carry
+        state = jax.lax.fori_loop(k, stop, step, state)
+        return (jnp.maximum(k, stop), state), kept(state)
+
+    # Beyond those that count there is nothing to do.
+    stops = jnp.where(jnp.arange(window.stops.size) < window.count, window.stops, window.begin)
+    (_, state), rows = jax.lax.scan(to_stop, (window.begin, state), stops)
+    return state, rows
 
 
 def window_from(stops: np.ndarray, k: int, row: int, steps: int) -> tuple[Window, int]:

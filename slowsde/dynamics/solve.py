@@ -118,7 +118,7 @@ def _plain_codes(slow: SlowState, ending: Ending) -> np.ndarray:
     )
 
 
-def _diagnose(slow: SlowState, end: tuple[State, Array], shown: Any) -> tuple[Array, Array]:
+def _diagnose(slow: SlowState, end: tuple[State, Array]) -> tuple[Array, Array]:
     """The last nonzero eigenvalue of H' where a path ended, and whether state and drift are finite there."""
     state, t = end
     # Only failed paths are asked, but all are computed: they share one compiled program.

@@ -75,7 +75,7 @@ def evaluate(metrics: dict[str, Metric], sde: SlowSDE, xs: Any, vs: PyTree) -> d
     return map_points(_at_point, (tuple(metrics.items()), sde), (xs, vs), points_in_block(sde, xs[0, 0]))
 
 
-def _at_point(shared: Any, point: tuple[Vector, PyTree], shown: Any) -> dict[str, Array]:
+def _at_point(shared: Any, point: tuple[Vector, PyTree]) -> dict[str, Array]:
     metrics, sde = shared
     x, v = point
     return {name: metric.function(sde, x, v) for name, metric in metrics}

@@ -21,6 +21,7 @@ from ..support import arguments
 from ..support.arguments import check_lr
 from ..support.clocks import SLOW
 from ..support.effort import MOST_STEPS, check_memory, check_steps, grid_needed
+from ..support.pieces import EVERY
 from .frame import diverged, run
 from .request import Outcome, Request, request
 from .trajectory import Trajectory
@@ -52,6 +53,8 @@ def conventional_sde(
     memory: float | None = None,
     momentum: bool | None = None,
     v_target: str = "second moment",
+    checkpoint: Any = None,
+    checkpoint_every: float = EVERY,
 ) -> Trajectory:
     """Paths of the conventional SDE of an optimizer at learning rate η = lr, from params0 itself, in slow time t = kη².
 
@@ -67,7 +70,7 @@ def conventional_sde(
 
     Args:
         problem, optimizer, params0, t0, t1, v0, paths, key, save_at, metrics, route, dtype, throw, progress,
-            max_steps, memory: as in `run_discrete`; nothing is returned to Γ.
+            max_steps, memory, checkpoint, checkpoint_every: as in `run_discrete`; nothing is returned to Γ.
         lr: the learning rate η.
         solver: "auto", which is "splitting" with momentum (second order, one gradient a step, the stationary second
             moment of θ in a quadratic exact) and "heun" without (second order in the drift, two gradients); or "euler",
@@ -103,6 +106,8 @@ def conventional_sde(
         throw=throw,
         progress=progress,
         memory=memory,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
     )
     lr = check_lr(lr)
     momentum = None if momentum is None else arguments.flag("momentum", momentum)
@@ -113,8 +118,8 @@ def conventional_sde(
     check_steps((asked.t1 - asked.t0) / dt, max_steps, f"lr={lr:g} to t1={t1:g}", "raise lr or lower t1 (t = k·lr²)")
     check_memory(grid_needed(asked.t1 - asked.t0, dt), memory)
     settings = {"solver": arguments.choice("solver", solver, SOLVERS), "momentum": momentum, "v_target": v_target}
-    solve = partial(_solve, lr=lr, dt=dt, **settings)
-    return run(asked, problem, optimizer, params0, v0, solve, "conventional SDE")
+    solve, belongs = partial(_solve, lr=lr, dt=dt, **settings), {"lr": lr, "dt": dt, **settings}
+    return run(asked, problem, optimizer, params0, v0, solve, "conventional SDE", settings=lambda sde, x0: belongs)
 
 
 def _solve(
@@ -140,11 +145,12 @@ def _solve(
     else:
         steps, state0 = DriftHeun(model, solver == "heun"), (x0, v0)
     noise = asked.key, asked.times, grid, dt
-    xs, vs = conventional_paths(steps, model, state0, *noise, paths=asked.paths, shown=asked.meter())
-    finite, ran_off = np.all(np.isfinite(xs), axis=-1), diverged(xs, x0)
-    good = finite & ~ran_off
+    (xs, vs), _, reached = conventional_paths(steps, model, state0, *noise, paths=asked.paths, pieces=asked.pieces)
+    finite = np.all(np.isfinite(xs), axis=-1) | ~reached
+    ran_off = diverged(np.where(reached[..., None], xs, 0.0), x0)
+    good = finite & ~ran_off & reached
     lost = np.where(np.all(finite, axis=1), Result.DIVERGED, Result.NON_FINITE)
-    result = np.where(np.all(good, axis=1), Result.SUCCESS, lost)
+    result = np.where(np.all(finite & ~ran_off, axis=1), Result.SUCCESS, lost)
     how = {"lr": lr, "solver": solver, "momentum": momentum, "v_target": v_target}
     stats = {"clock": SLOW, **how, "dt": dt, "num_steps": grid.size - 1}
     return Outcome(sde, asked.times, xs, vs, good, result, asked.times[np.argmin(good, axis=1)], stats)

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -16,7 +15,7 @@ from manifolds.support.user_functions import shown
 
 from ..dynamics.digest import drawn_digest, traced_digest
 from ..dynamics.ensemble import block_size, map_points
-from ..dynamics.marching import Marched, march_paths
+from ..dynamics.marching import Marched, march_paths, stepped
 from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE
 from ..metrics.sharpness import adaptive_sharpness
@@ -333,20 +332,14 @@ def _run(
     return found._replace(states=found.states[1])
 
 
-def _path(shared: Any, numbered: tuple[Array, State], shown: Any) -> tuple[tuple[Array, State], Any]:
+def _path(shared: Any, numbered: tuple[Array, State]) -> tuple[tuple[Array, State], Any]:
     ((sde, step, key), window), (index, state) = shared, numbered
     key = jr.fold_in(key, index)
 
     def one_step(k: Array, state: State) -> State:
         return step(sde, k, state, sde.stochastic_gradient(state[0], jr.fold_in(key, k)))
 
-    def to_stop(carry: tuple[Array, State], stop: Array) -> tuple[tuple[Array, State], Any]:
-        k, state = carry
-        state = jax.lax.fori_loop(k, stop, one_step, state)
-        return (jnp.maximum(k, stop), state), (state[0], state[2])
-
-    stops = jnp.where(jnp.arange(window.stops.size) < window.count, window.stops, window.begin)
-    (_, state), saved = jax.lax.scan(to_stop, (window.begin, state), stops)
+    state, saved = stepped(window, one_step, state, lambda state: (state[0], state[2]))
     return (index, state), saved
 
 
@@ -354,5 +347,5 @@ def _residuals(sde: SlowSDE, xs: Float[np.ndarray, "paths T p"]) -> np.ndarray:
     return map_points(_residual, sde, xs, block_size(sde, xs[0, 0], eigenpairs=False))
 
 
-def _residual(sde: SlowSDE, x: Array, shown: Any) -> Array:
+def _residual(sde: SlowSDE, x: Array) -> Array:
     return sde.loss.residual(x)

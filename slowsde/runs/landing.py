@@ -86,7 +86,7 @@ def arrives(sde: SlowSDE, x: Vector, v: PyTree) -> bool:
     return bool(map_points(_near, sde, point, points_side_by_side(sde, x)).arrived[0, 0])
 
 
-def _from_anywhere(sde: SlowSDE, point: tuple[Array, PyTree], shown: Any) -> Landed:
+def _from_anywhere(sde: SlowSDE, point: tuple[Array, PyTree]) -> Landed:
     x, v = point
     metric = sde.metric(v)
     found = limit_point(sde.loss, x, metric, sde.rank, rtol=RTOL, max_steps=1000)
@@ -108,7 +108,7 @@ def _is_near(sde: SlowSDE, x: Array, metric: AbstractMetric) -> Array:
     return (sde.loss.residual(x) < eps**0.5 * scale) & (jnp.linalg.norm(step) < eps**0.25 * scale)
 
 
-def _near(sde: SlowSDE, point: tuple[Array, PyTree], shown: Any) -> Landed:
+def _near(sde: SlowSDE, point: tuple[Array, PyTree]) -> Landed:
     start, v = point
     loss, metric, rank = sde.loss, sde.metric(v), sde.rank
     normal_space = jax.jit(lambda y: loss.normal_space(y, metric, rank))  # one function of the program

@@ -4,7 +4,6 @@ import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -18,7 +17,6 @@ from ..problems.route import Route, as_route
 from ..support import arguments
 from ..support.files import is_array
 from ..support.pieces import EVERY, Pieces, as_checkpoint
-from ..support.progress import meter
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,6 @@ class Request:
     def endless(self) -> bool:
         """Whether the run is to go on until it rests."""
         return self.t1 == np.inf
-
-    def meter(self) -> dfx.AbstractProgressMeter[Any]:
-        """The progress line of the run, which starts now."""
-        return meter(self.name, self.progress)
 
 
 def request(

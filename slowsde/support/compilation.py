@@ -31,8 +31,8 @@ def cache_compilations(path: str | os.PathLike[str] | None = None) -> Path:
             path as well: a folder that was moved starts anew. It grows without a bound, and may be deleted at any time.
             What is in it is run: no one else should be able to write there.
 
-    A program that shows progress calls Python, and JAX keeps none that does: with a cache the line is shown only if
-    `progress=True` asks for it.
+    A program that shows progress calls Python, and JAX keeps none that does: with a cache the steps of the way to Γ are
+    counted only if `progress=True` asks for it. Other runs show theirs as without.
 
     Returns: the folder.
     Raises: ValueError if there can be no such folder, or if it cannot be written to.

@@ -16,7 +16,6 @@ from jaxtyping import Array
 from .compilation import caches_compilations
 
 PATIENCE = 2.0  # seconds before anything is shown
-STEP = 0.01  # the fraction of a run between reports
 COUNTED = 50  # steps between reports of a run that counts them
 _started: dict[str, float] = {}
 _bars: dict[str, Any] = {}  # the display of a run in a notebook
@@ -50,7 +49,7 @@ def progress_bar(name: str, text: str, fraction: float | None) -> str:
 class Line:
     """Shows "name  42 %  12 s", or a text for how far it is, once a run that starts now has lasted `PATIENCE` seconds.
 
-    `progress` None is for a notebook, or when stderr is a terminal; in a program of several processes the first alone shows it.
+    `progress` None is for a notebook, or when stderr is a terminal; of several processes the first alone shows it.
     """
 
     def __init__(self, name: str, progress: bool | None):
@@ -67,63 +66,6 @@ class Line:
         share = None if isinstance(done, str) else done
         text = done if isinstance(done, str) else f"{100 * done:4.0f} %"
         _tell(self.name, f"{text}  {seconds:5.0f} s", share, share is not None and share >= 1)
-
-
-class ProgressMeter(dfx.AbstractProgressMeter[Array]):
-    """Shows "name  42 %  12 s" once a run has lasted `PATIENCE` seconds; nothing for shorter runs.
-
-    What it is told of goes from `before` to `before + span` of the whole; NaN for a part that is not to show.
-    """
-
-    name: str = eqx.field(static=True)
-    before: Any = 0.0
-    span: Any = 1.0
-
-    def init(self) -> Array:
-        return jnp.asarray(self.before, jnp.float32)
-
-    def step(self, state: Array, progress: Any) -> Array:
-        progress = self.before + self.span * progress
-        # Under vmap every path has its own progress: the slowest counts. A pure callback, because JAX allows no other
-        # kind inside a batched condition; its value is the state, so that it is not dropped.
-        slowest = -eqxi.unvmap_max(-jnp.asarray(progress, jnp.float32))
-
-        def report(now: Any, before: np.ndarray) -> np.ndarray:
-            self._show(float(np.min(now)))
-            return np.full_like(before, np.min(now))
-
-        return jax.lax.cond(
-            eqxi.nonbatchable(eqxi.unvmap_all(slowest - state > STEP)),
-            lambda before: jax.pure_callback(report, before, slowest, before, vmap_method="expand_dims"),
-            lambda before: before,
-            state,
-        )
-
-    def close(self, state: Array) -> None:
-        end = self.before + self.span + 0 * eqxi.unvmap_max(state)  # after the last step, which made the state
-        io_callback(lambda fraction: self._show(float(np.max(fraction))), None, end)
-
-    def _show(self, fraction: float) -> None:
-        # NaN is the progress of a part that is not to show, and unequal to itself.
-        seconds = time.monotonic() - _started.get(self.name, time.monotonic())
-        if seconds > PATIENCE and fraction == fraction:
-            _tell(self.name, f"{100 * fraction:4.0f} %  {seconds:5.0f} s", fraction, fraction > 1 - 1e-6)
-
-
-def meter(name: str, progress: bool | None) -> dfx.AbstractProgressMeter[Any]:
-    """The meter of a run that starts now; `progress=None` shows it in a notebook or when stderr is a terminal, where
-    programs are not kept.
-
-    In a program of several processes the first alone shows it.
-    """
-    # A meter calls Python, and JAX keeps no program on disk that does.
-    seen = sys.stderr.isatty() or in_notebook()
-    show = seen and not caches_compilations() if progress is None else progress
-    if not show or jax.process_index() > 0:
-        return dfx.NoProgressMeter()
-    _started[name] = time.monotonic()
-    _bars.pop(name, None)
-    return ProgressMeter(name)
 
 
 class StepMeter(dfx.AbstractProgressMeter[Array]):
@@ -159,11 +101,16 @@ class StepMeter(dfx.AbstractProgressMeter[Array]):
 
 
 def step_meter(name: str, progress: bool | None, most: int) -> dfx.AbstractProgressMeter[Any]:
-    """The meter of a flow to t = ∞ of at most so many steps, see `meter`."""
-    shown = meter(name, progress)
-    return StepMeter(name, most) if isinstance(shown, ProgressMeter) else shown
+    """The meter of a flow to t = ∞ of at most so many steps, which starts now; `progress=None` shows it in a notebook
+    or when stderr is a terminal, where programs are not kept.
 
-
-def part_of(shown: dfx.AbstractProgressMeter[Any], before: Any, span: Any) -> dfx.AbstractProgressMeter[Any]:
-    """The meter of the part of a run that goes from `before` to `before + span` of it."""
-    return ProgressMeter(shown.name, before, span) if isinstance(shown, ProgressMeter) else shown
+    In a program of several processes the first alone shows it.
+    """
+    # A meter calls Python, and JAX keeps no program on disk that does.
+    seen = sys.stderr.isatty() or in_notebook()
+    show = seen and not caches_compilations() if progress is None else progress
+    if not show or jax.process_index() > 0:
+        return dfx.NoProgressMeter()
+    _started[name] = time.monotonic()
+    _bars.pop(name, None)
+    return StepMeter(name, most)

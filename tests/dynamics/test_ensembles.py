@@ -128,8 +128,9 @@ def test_the_first_paths_do_not_depend_on_how_many_follow(here: dict[str, np.nda
 def test_other_numbers_do_not_compile_anew(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Key, number of paths, c, ε, β1, learning rate, start, time, noise and targets; another model does."""
     run()
+    key = jax.random.key(3)  # which is a program as well
     COMPILED.clear()
-    run(paths=9, key=jax.random.key(3))
+    run(paths=9, key=key)
     run(**({"lr": 0.04} if run is runs.fast else {"dt": 1.02e-3, "v0": np.array([0.2, 0.5])}))
     monkeypatch.setattr(ss, "adam", lambda **kw: ss.adame(kw["c"] + 1, 0.5, b1=0.8, eps=2 * kw["eps"]))
     run()
@@ -157,5 +158,5 @@ def test_the_progress_line_rises_from_block_to_block(
     assert percents == sorted(percents)
     assert percents[0] < 10
     assert percents[-1] == 100
-    assert len(percents) > 20
+    assert len(percents) >= 4
     assert shown.count("\n") == 1

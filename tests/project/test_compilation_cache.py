@@ -29,7 +29,7 @@ before = settings()
 if sys.argv[1]:
     assert str(ss.cache_compilations(sys.argv[1])) == str(ss.cache_compilations()) == sys.argv[1]
 sys.stderr.isatty = lambda: True
-shown = progress.meter("run", None)
+shown = progress.step_meter("run", None, 10)
 noise = ss.LabelNoise(0.5, batch_size=1)
 problem = ss.LeastSquares(lambda w, z: z @ w**2, np.array([[1.0, 0.5, 0.2], [0.2, -1.0, 1.0]]), np.ones(2), noise)
 point = ss.to_manifold(problem, np.ones(3))
