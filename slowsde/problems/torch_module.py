@@ -1,8 +1,9 @@
 """PyTorch modules as functions of JAX, by torchax: a thin layer, loaded when it is asked for.
 
-Of the two libraries that do this torchax was taken: of 17 kinds of layers (convolutions, normalizations, embeddings,
-attention, GRU, ...) it has all that were tried, equal to PyTorch to rounding with their second derivatives; torch2jax
-0.1.0 has 6, and its exact GELU is off by 6e-5 without a word.
+Of the two libraries that do this torchax 0.0.13 was taken: of 18 small networks (with convolutions, norms, an
+embedding, attention, a GRU, ...) it gives all, equal to PyTorch to rounding with products of their Hessians. torch2jax
+0.1.0 lacks a function for ten of them, softplus, softmax and average pooling among these, and its exact GELU is off by
+6e-5 without a word.
 """
 
 import contextlib
