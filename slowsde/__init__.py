@@ -14,6 +14,7 @@ from .optimizers.grouped import grouped
 from .optimizers.optax_state import from_optax_state
 from .optimizers.sgd import sgd
 from .optimizers.shampoo import shampoo
+from .optimizers.torch_state import from_torch_optimizer
 from .problems.any_loss import Problem, from_sympy
 from .problems.classification import Classification
 from .problems.empirical_risk import EmpiricalRisk
@@ -23,6 +24,7 @@ from .problems.least_squares import LeastSquares
 from .problems.minibatch_noise import MinibatchNoise
 from .problems.route import Route
 from .problems.sampled_noise import SampledNoise
+from .problems.torch_module import from_torch, into_torch
 from .runs.backward_error import backward_error
 from .runs.change_of_clock import on_ode_clock, on_slow_clock
 from .runs.conventional_sde import conventional_sde
@@ -79,7 +81,10 @@ __all__ = [
     "convergence_study",
     "from_optax_state",
     "from_sympy",
+    "from_torch",
+    "from_torch_optimizer",
     "grouped",
+    "into_torch",
     "load",
     "metrics",
     "ode_time",

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import slowsde as ss
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/guide.md", "docs/getting_started.md")
+STORIES = ("README.md", "docs/guide.md", "docs/getting_started.md")  # each one script
+MODELS = "docs/your_model.md"  # a script a section
+PAGES = (*STORIES, MODELS)
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```\n(?P<shown>.*?)^```$)?", re.M | re.S)
 
 
@@ -46,9 +49,18 @@ def run(text: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", STORIES)
 def test_their_code_prints_what_they_show(page: str) -> None:
     run((ROOT / page).read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", (ROOT / MODELS).read_text().split("\n## ")[1:], ids=lambda s: s.split("\n")[0])
+def test_every_kind_of_model_runs(section: str) -> None:
+    for name, package in {"PyTorch": "torchax", "Flax": "flax"}.items():
+        if section.startswith(name) and find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    run(section)
 
 
 @pytest.mark.parametrize("page", PAGES)
