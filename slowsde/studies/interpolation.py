@@ -24,8 +24,8 @@ from jaxtyping import Float
 
 # Chosen on discrete runs of SGD, RMSProp, Adam in three settings and Shampoo on three networks, two observables each,
 # 64 paths drawn anew from 1024, at admissible rates: a ratio of a fifth at least and two more terms than can be told
-# cover 96 % of (case, time) within twice both errors. With ratios down to 0.001 it was 90 %: a fit through few noisy
-# points often sees no bend where one is.
+# cover 96 % of (case, time) within twice both errors. With ratios from a twentieth on it was 90 %: a fit through few
+# noisy points often sees no bend where one is.
 RATIOS = np.geomspace(0.2, 3.0, 11)
 TERMS = 2  # K − J
 NEAR = 2  # saved times on either side that are asked with each one

@@ -229,6 +229,10 @@ class Runs(NamedTuple):
     fastly: dict[str, Any]
     copies: int  # slow paths
 
+    def at(self, rate: float) -> np.ndarray:
+        """The times nearest to `times` at which a run at `rate` has made a whole number of steps, or starts."""
+        return np.maximum(steps_in(self.times, rate) * rate**2, self.slowly["t0"])
+
     def slow(self, at: np.ndarray, copies: int) -> Trajectory:
         """The slow SDE at these times."""
         return simulate(*self.of, float(at[-1]), save_at=at, paths=copies, **self.slowly)
@@ -236,16 +240,11 @@ class Runs(NamedTuple):
     def discrete(self, rate: float) -> Trajectory:
         """Runs at a rate, saved at the whole steps nearest to `times`."""
         problem, _, params0 = self.of
-        at = whole_steps(self.times, rate)
+        at = self.at(rate)
         # One key for all rates: runs of one number then correlate, which takes 5 to 35 % off the variance of weights of
         # alternating signs. (Antithetic noise would do harm: observables are even in it, with a correlation of 0.999.)
         key = jr.fold_in(self.key, 1)
         return run_discrete(problem, self.at_rate(rate), params0, at[-1], lr=rate, save_at=at, key=key, **self.fastly)
-
-
-def whole_steps(times: np.ndarray, rate: float) -> np.ndarray:
-    """The times nearest to `times` at which a run at `rate` has made a whole number of steps."""
-    return steps_in(times, rate) * rate**2
 
 
 Delay = Callable[[float, np.ndarray], np.ndarray]
@@ -272,7 +271,7 @@ def _delay(slow: Trajectory, optimizer: AGM, diffuses: bool) -> Delay:
 
 def _by_stages(ask: Runs, rates: Rates, lr: float, delay: Delay) -> Prediction:
     """Stage by stage, until what is left to be known of the series in η is less than the noise."""
-    slow = ask.slow(_moments([(rate, whole_steps(ask.times, rate)) for rate in (lr, *rates.all)], delay), ask.copies)
+    slow = ask.slow(_moments([(rate, ask.at(rate)) for rate in (lr, *rates.all)], delay), ask.copies)
     runs, notes, found = [], list(rates.notes), None
     for stage in rates.stages:
         if found is not None and len(runs) > 1 and _suffices(found):
@@ -282,7 +281,7 @@ def _by_stages(ask: Runs, rates: Rates, lr: float, delay: Delay) -> Prediction:
             note, usable = _losses(run, rates.chosen)
             notes += [note] if note else []
             runs += [run] if usable else []
-        found = _predicted(slow, runs, whole_steps(ask.times, lr), lr, delay, notes) if runs else None
+        found = _predicted(slow, runs, ask.at(lr), lr, delay, notes) if runs else None
     if found is None:
         raise RunError(f"No rate was left to predict lr={lr:g} from. {' '.join(notes)}", run)
     return dataclasses.replace(found, notes=tuple(notes))
@@ -330,7 +329,8 @@ def _predicted(
     """The prediction from finished runs, in any order."""
     runs = sorted(runs, key=lambda run: run.stats["lr"])
     rates = np.array([run.stats["lr"] for run in runs])
-    whens = [ts - delay(lr, ts), *(run.ts - delay(rate, run.ts) for rate, run in zip(rates, runs, strict=True))]
+    steps = [ts, *(np.maximum(run.ts, ts[0]) for run in runs)]
+    whens = [at - delay(rate, at) for rate, at in zip((lr, *rates), steps, strict=True)]
     means, spreads, anchors = {}, {}, {}
     for name in slow.metrics:
         # (J+1, copies, T): of the slow SDE when the run at lr and each other one are where it is.

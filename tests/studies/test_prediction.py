@@ -211,6 +211,9 @@ class Asked:
     def __init__(self, *runs: ss.Trajectory) -> None:
         self.runs = {run.stats["lr"]: run for run in runs}
 
+    def at(self, rate: float) -> np.ndarray:
+        return np.rint(self.times / rate**2) * rate**2
+
     def slow(self, at: np.ndarray, copies: int) -> ss.Trajectory:
         return predicted(ADAM).slow
 
@@ -267,6 +270,19 @@ def test_the_nearest_rate_is_run_only_where_the_coarse_ones_do_not_do(monkeypatc
     near = dataclasses.replace(held(ADAM), metrics=some, result=np.zeros(64, int))
     found = _by_stages(Asked(*first.runs, near), rates, 0.005, delay)  # pyright: ignore[reportArgumentType]
     np.testing.assert_allclose(found.rates, [0.01, 0.02, 0.04])
+
+
+def test_it_goes_on_from_a_later_time() -> None:
+    """t0 = 0.1, no whole number of steps of 0.03 and 0.015, with bias correction that has half forgotten."""
+    problem, start = network()
+    given: dict[str, Any] = {"t0": 0.1, "metrics": NAMES[0], "save_at": [0.1, 0.2, 0.3]}
+    adam = ss.adam(c=2.0, eps=0.05, bias_correction=True)
+    found = ss.predict(problem, adam, start, 0.3, lr=0.015, rates=(0.03,), paths=16, **given)
+    fast = ss.run_discrete(problem, adam, start, 0.3, lr=0.015, paths=16, key=jr.key(5), **given)
+    np.testing.assert_allclose(found.ts, fast.ts, atol=0.015**2)
+    assert found.ts[0] == 0.1
+    gap = np.abs(found.mean[NAMES[0]] - fast.metrics[NAMES[0]].mean(axis=0))
+    assert np.all(gap <= 4 * np.hypot(found.error[NAMES[0]], found.spread[NAMES[0]] / 4) + 1e-9)
 
 
 def test_an_optax_transformation_is_a_function_of_the_rate() -> None:
