@@ -55,6 +55,14 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def check_writable(path: Path) -> None:
+    """OSError unless a file of this name can be written: one that is there is not read-only, nor its folder."""
+    target = Path(os.path.realpath(path))
+    _mode(target)
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "the folder is read-only", str(target.parent))
+
+
 def _mode(target: Path) -> int | None:
     """The mode that a file has, None for a new one; OSError where it may not be written."""
     try:

@@ -7,6 +7,7 @@ pieces end changes no bit of what is computed.
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from . import arguments
-from .files import FORMAT, describe, read_arrays, rebuild, write_arrays
+from .files import FORMAT, check_writable, describe, read_arrays, rebuild, write_arrays
 from .progress import Line
 
 LENGTH = 1.0  # seconds that a piece is to last: so long Ctrl-C waits
@@ -40,11 +41,13 @@ class Checkpoint:
         self.every, self.belongs = every, {}
         self.stages: dict[str, PyTree] = {}
         self.stats: dict[str, Any] = {}
-        self._written, self._cost = time.monotonic(), 0.0
+        self._written, self._cost, self._told = time.monotonic(), 0.0, False
 
     def open(self, belongs: dict[str, Any]) -> None:
-        """What there is in the file, if it is there; ValueError if it is no checkpoint, damaged, or another run's."""
+        """What there is in the file, if it is there; ValueError if it is no checkpoint, damaged, or another run's,
+        OSError if it cannot be written."""
         self.belongs, self._written = belongs, time.monotonic()
+        check_writable(self.path)
         if not self.path.exists():
             return
         arrays = read_arrays(self.path, "checkpoint")
@@ -74,7 +77,18 @@ class Checkpoint:
             return
         began = time.monotonic()
         self.stages[stage] = _plain(state)
-        self.write()
+        try:
+            self.write()
+        except OSError as error:
+            # A full disk is no reason to lose the run: there may be room again at the next time.
+            if not self._told:
+                warnings.warn(
+                    f"checkpoint={os.fspath(self.path)!r} could not be written ({error}): the run goes on, and tries "
+                    "again. What was written before is still there.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            self._told = True
         self._written = time.monotonic()
         self._cost = self._written - began
 

@@ -182,7 +182,7 @@ def words() -> Iterator[Row]:
     yield from each(RUNS, "progress", ("no", 1, 0.0), "progress={} must be True or False")
     yield from each((discrete,), "project", flags, "project=")
     yield from each((backward,), "corrected", ("no", 1, None), "corrected={} must be True or False")
-    yield from each((backward,), "bias_correction", ("no", 1, None), "bias_correction={} must be True or False")
+    yield from each((backward,), "bias_correction", ("no", 1), "bias_correction={} must be True or False")
     yield from each((ss.sgd,), "bias_correction", ("no", 1, None), "bias_correction={} must be True or False")
     yield from each((ss.adam,), "bias_correction", ("no", 1, None), "bias_correction={} must be True or False", c=1.0)
     yield from each((simulate,), "solver", ("rk4", None, 3, True), "solver={} is not one of")

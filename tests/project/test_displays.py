@@ -118,17 +118,16 @@ def test_progress_is_a_line_in_a_terminal_and_a_bar_in_a_notebook(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
-    meter = progress.ProgressMeter("simulate")
-    meter._show(0.25)
+    progress.Line("simulate", True).show(0.25)
     assert re.fullmatch(r"\rsimulate   25 % +-?0 s", capsys.readouterr().err)
     assert not progress.in_notebook()
     shown: list[str] = []
     fake = FakeIPython(shown)
     monkeypatch.setitem(sys.modules, "IPython", fake)
     monkeypatch.setitem(sys.modules, "IPython.display", fake)
-    assert isinstance(progress.meter("simulate", None), progress.ProgressMeter)  # without being asked for
+    line = progress.Line("simulate", None)  # without being asked for
     for fraction in (0.25, 0.5, 1.0):
-        meter._show(fraction)
+        line.show(fraction)
     progress.StepMeter("to rest", 100)._show(50)
     assert re.findall(r'value="([\d.]+)"', "".join(shown)) == ["0.250", "0.500", "1.000"]
     assert "50 of at most 100 steps" in shown[-1]

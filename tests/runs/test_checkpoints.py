@@ -1,6 +1,7 @@
 """Runs that are killed, stopped or finished, with a checkpoint: the same call gives the bits of the run undisturbed."""
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -34,6 +35,7 @@ def problem(noise: Any) -> ss.LeastSquares:
     return ss.LeastSquares(predict, INPUTS, INPUTS[:, 0], noise)
 
 
+KILLS = int(os.environ.get("SLOWSDE_KILLS", "40"))  # of each kind of run in the long study
 LABELS, KICKED = problem(ss.LabelNoise(std=1.0)), problem(ss.GaussianNoise(0.1))
 LIKE = ss.adam(c=10.0, bias_correction=True)
 RUNS: dict[str, Callable[..., Any]] = {
@@ -200,9 +202,40 @@ def test_writing_takes_a_small_share_of_a_run(tmp_path: Path, monkeypatch: pytes
     assert spent - 0.03 < 0.04 * (time.monotonic() - began)
 
 
+def test_a_full_disk_is_told_and_loses_nothing(
+    whole: dict[str, ss.Trajectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, count = Checkpoint.write, 0
+
+    def full_at_times(self: Checkpoint) -> None:
+        nonlocal count
+        count += 1
+        if count in (2, 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self)
+
+    monkeypatch.setattr(Checkpoint, "write", full_at_times)
+    with pytest.warns(UserWarning, match="could not be written .*No space left.* goes on") as told:
+        found = RUNS["flow"](checkpoint=tmp_path / "run", checkpoint_every=1e-9)
+    assert len(told) == 1
+    assert count > 4
+    same(found, undisturbed("flow", whole))
+    same(RUNS["flow"](checkpoint=tmp_path / "run"), found)
+
+
+def test_a_read_only_file_is_refused_before_the_run(tmp_path: Path) -> None:
+    file = tmp_path / "run"
+    RUNS["flow"](checkpoint=file)
+    file.chmod(0o444)
+    with pytest.raises(PermissionError, match="read-only"):
+        RUNS["flow"](checkpoint=file)
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
+import slowsde as ss
+ss.cache_compilations(sys.argv[4])
 from slowsde.support import pieces
 pieces.LENGTH = 1e-3
 from test_checkpoints import RUNS
@@ -211,10 +244,10 @@ print("done")
 """
 
 
-def run_until_killed(name: str, file: Path, seconds: float) -> bool:
+def run_until_killed(name: str, file: Path, cache: Path, seconds: float) -> bool:
     """Whether a process with that run and its checkpoint is done before it is killed, so many seconds after the
     checkpoint was there."""
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), name, str(file)]
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), name, str(file), str(cache)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu"}) as process:
         while process.poll() is None and not file.exists():
             time.sleep(0.002)
@@ -227,12 +260,14 @@ def run_until_killed(name: str, file: Path, seconds: float) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["flow", "flow to rest", "stationary point", "diffusion", "discrete"])
 def test_processes_killed_at_random_moments_lose_nothing(
-    name: str, whole: dict[str, ss.Trajectory], tmp_path: Path
+    name: str, whole: dict[str, ss.Trajectory], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    moments = np.random.default_rng(0)
-    for number in range(40):
+    moments, cache, done = np.random.default_rng(0), tmp_path_factory.mktemp("programs"), 0
+    for number in range(KILLS):
         file = tmp_path / f"run{number}"
-        run_until_killed(name, file, moments.exponential(0.05))
+        done += run_until_killed(name, file, cache, moments.exponential(0.05))
         # A process that is gone leaves no temporary file.
         same(RUNS[name](checkpoint=file), undisturbed(name, whole))
         assert {path.name for path in tmp_path.iterdir()} == {f"run{k}" for k in range(number + 1)}
+    print(f"{name}: {KILLS - done} of {KILLS} processes killed on their way, the others at their end")
+    assert done < KILLS
