@@ -1,4 +1,4 @@
-"""What any run of any kind needs: checks of single arguments, clocks, progress lines, kept programs.
+"""What any run of any kind needs: checks of single arguments, clocks, kept programs, and long work in pieces.
 
 Knows numbers and keys; knows no problem, no optimizer, no trajectory.
 """
