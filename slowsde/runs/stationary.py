@@ -38,16 +38,24 @@ class StationaryPoint:
     trajectory: Trajectory
 
     def __repr__(self) -> str:
-        named = "".join(f", {name} {value:.6g}" for name, value in self.metrics.items())
+        named = "".join(f", {name} {_short(value)}" for name, value in self.metrics.items())
         return f"<StationaryPoint {self._reached}{named}>"
 
     def _repr_html_(self) -> str:
-        rows = [[name, f"{value:.6g}"] for name, value in self.metrics.items()]
+        rows = [[name, _short(value)] for name, value in self.metrics.items()]
         return card(f"stationary point {self._reached}", ["at rest", "value"], rows)
 
     @property
     def _reached(self) -> str:
-        return f"at t={self.t:.4g}, stillness {self.stillness:.1g}, speed {self.speed:.1g}"
+        starts = "" if np.ndim(self.t) == 0 else f"of {np.size(self.t)} starts "
+        at = f"t={_short(self.t, 4)}, stillness {_short(self.stillness, 1)}, speed {_short(self.speed, 1)}"
+        return f"{starts}at {at}"
+
+
+def _short(value: Any, digits: int = 6) -> str:
+    """A number, or the range of many."""
+    ends = np.unique([np.nanmin(value), np.nanmax(value)])
+    return " to ".join(f"{end:.{digits}g}" for end in ends)
 
 
 def stationary_point(

@@ -60,6 +60,6 @@ def _cells(values: np.ndarray, rows: list[int], spread: bool) -> list[str]:
 def _effort(stats: dict[str, Any]) -> list[str]:
     said = [f"lr={stats['lr']:g}"] if "lr" in stats else []
     said += [f"{name} {stats[name]}" for name in ("solver", "route") if name in stats]
-    said += [f"{stats['num_steps']} steps"] if "num_steps" in stats else []
+    said += [f"{int(np.nanmax(stats['num_steps']))} steps"] if "num_steps" in stats else []
     said += [f"{stats['seconds']:.2g} s"] if "seconds" in stats else []
     return [", ".join(said)] if said else []

@@ -205,7 +205,7 @@ def _level(relative: float) -> int:
 def compare(slow: Trajectory | Prediction, discrete: Trajectory, validity: Validity | None = None) -> Comparison:
     """The gap, discrete mean − slow mean, of every observable that both trajectories carry, with its standard error.
 
-        s.e.² = Var(discrete)/paths + Var(slow)/paths
+        s.e.² = Var(discrete)/paths + Var(slow)/paths,    of the same many starts (stacked=True) Var(gaps)/starts
 
     The slow means are interpolated (monotone cubic) to the discrete times, which are whole steps; a slow run saved at
     fewer than 5 times is compared at those alone. At every time the paths count whose observable is finite, so that
@@ -293,6 +293,13 @@ def _check_sides(slow: Any, discrete: Any) -> None:
             f"slow is kept on the clock t = {clocks[0]}, discrete on t = {clocks[1]}: bring both to one, as by "
             "on_slow_clock(trajectory)."
         )
+    for name, side in (("slow", slow), ("discrete", discrete)):
+        own = np.asarray(side.stats.get("times", side.ts), float)
+        if not np.allclose(own, side.ts):
+            raise ValueError(
+                f"{name} has many starts, each saved at times of its own (t1=inf, see stats['times']): simulate to a "
+                "finite t1 to compare."
+            )
     same = slow.label in ("slow", "predicted")
     others = differences(slow.stats.get("digest"), discrete.stats.get("digest")) if same else []
     if others:
@@ -339,6 +346,8 @@ def _side_by_side(
     slow: Trajectory, discrete: Trajectory, name: str, slack: float, given: np.ndarray | None = None
 ) -> _Moments:
     """`given` is the error of the slow mean where that is no matter of its paths."""
+    if _same_starts(slow, discrete):
+        return _in_pairs(slow, discrete, name, slack)
     from scipy.interpolate import PchipInterpolator
 
     slow_mean, slow_error, slow_count = _mean_and_error(slow, name)
@@ -351,6 +360,34 @@ def _side_by_side(
     curve = PchipInterpolator(ts, slow_mean[known])(at) if ts.size > 1 else np.full(at.shape, slow_mean[known][0])
     error = np.hypot(error, np.interp(at, ts, slow_error[known]))
     return _Moments(np.where(reached, curve, np.nan), mean, error, count)
+
+
+def _same_starts(slow: Trajectory, discrete: Trajectory) -> bool:
+    """Whether path i of both is from start i of many (stacked=True)."""
+    return "messages" in slow.stats and "messages" in discrete.stats and slow.paths == discrete.paths > 1
+
+
+def _in_pairs(slow: Trajectory, discrete: Trajectory, name: str, slack: float) -> _Moments:
+    """Means over the starts, and the standard error of the mean of their gaps: the spread of starts drops out."""
+    from scipy.interpolate import PchipInterpolator
+
+    at = np.clip(discrete.ts, *slow.ts[[0, -1]])
+    reached = np.abs(discrete.ts - at) <= slack
+    curves = np.full(discrete.metrics[name].shape, np.nan)
+    for curve, values in zip(curves, slow.metrics[name], strict=True):
+        known = np.isfinite(values)
+        if known.sum() > 1:
+            curve[:] = PchipInterpolator(slow.ts[known], values[known], extrapolate=False)(at)
+    gaps = np.where(reached, discrete.metrics[name] - curves, np.nan)
+    there = np.isfinite(gaps)
+    count = there.sum(axis=0)
+    means = [
+        np.where(there, values, 0).sum(axis=0) / np.maximum(count, 1) for values in (curves, discrete.metrics[name])
+    ]
+    squares = np.where(there, gaps - (means[1] - means[0]), 0) ** 2
+    error = np.sqrt(squares.sum(axis=0) / np.maximum(count - 1, 1) / np.maximum(count, 1))
+    slow_mean, mean = (np.where(count > 0, values, np.nan) for values in means)
+    return _Moments(slow_mean, mean, np.where(count > 1, error, np.nan), count)
 
 
 def _mean_and_error(trajectory: Trajectory, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

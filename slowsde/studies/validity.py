@@ -273,12 +273,21 @@ def validity_of_run(slow: Trajectory, lr: float) -> Validity | None:
 
 
 def _start(slow: Trajectory) -> Start:
-    shares, values = slow.stats.get("start_shares"), slow.stats.get("start_eigenvalues")
-    motion = slow.stats.get("start_motion")
-    start = Start(float(slow.stats.get("start_distance", 0.0)), np.ones(1), None)
+    """How the run began; of many starts the one that was farthest from Γ."""
+    distances = np.atleast_1d(np.asarray(slow.stats.get("start_distance", 0.0), float))
+    far = int(np.nanargmax(distances))
+
+    def told(name: str, axes: int) -> np.ndarray | None:
+        value = slow.stats.get(name)
+        if isinstance(value, list) and any(np.ndim(one) == axes for one in value if one is not None):
+            value = value[far]  # one of each start
+        return None if value is None else np.asarray(value, float)
+
+    shares, values, motion = told("start_shares", 1), told("start_eigenvalues", 1), told("start_motion", 2)
+    start = Start(float(distances[far]), np.ones(1), None)
     if shares is not None and values is not None:
-        start = start._replace(shares=np.asarray(shares, float), eigenvalues=np.asarray(values, float))
-    return start if motion is None else start._replace(motion=np.asarray(motion, float))
+        start = start._replace(shares=shares, eigenvalues=values)
+    return start if motion is None else start._replace(motion=motion)
 
 
 def _assemble(

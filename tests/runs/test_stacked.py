@@ -60,6 +60,7 @@ def test_stationary_points_of_many_starts() -> None:
     name = "trace_sqrt_diag_hessian"
     np.testing.assert_array_equal(many.metrics[name], [end.metrics[name] for end in ends])
     np.testing.assert_array_equal(many.trajectory.stats["times"][:, -1], many.t)
+    assert repr(many).startswith("<StationaryPoint of 5 starts at t=")
 
 
 def test_what_diffuses_has_the_noise_of_its_path() -> None:
@@ -81,6 +82,22 @@ def test_discrete_runs_are_to_the_last_bit_those_of_their_starts(problem: Any, o
     for number in (0, 3):
         one = ss.run_discrete(problem, optimizer, alone(number), 0.02, **settings, paths=COUNT)
         assert_path(many, number, one, number, rtol=1e-13)
+
+
+def test_comparisons_go_by_pairs() -> None:
+    """The spread of the starts is not in the error of the gap; by shuffled starts it would be."""
+    settings: dict[str, Any] = {"save_at": 3, "metrics": ("trace_hessian",), "stacked": True}
+    slow = ss.simulate(LABELS, ADAM, STARTS, 0.1, **settings)
+    fast = ss.run_discrete(LABELS, ADAM, STARTS, 0.1, lr=0.01, **settings)
+    found = ss.compare(slow, fast)
+    gaps = fast.metrics["trace_hessian"][:, -1] - slow.metrics["trace_hessian"][:, -1]
+    assert found.gap["trace_hessian"][-1] == pytest.approx(gaps.mean())
+    assert found.standard_error["trace_hessian"][-1] == pytest.approx(gaps.std(ddof=1) / np.sqrt(COUNT))
+    assert gaps.std() < 0.2 * fast.metrics["trace_hessian"][:, -1].std()
+    assert ss.validity(LABELS, ADAM, slow, lr=0.01).verdict in ("comfortable", "doubtful")
+    rest = ss.simulate(LABELS, ADAM, STARTS, np.inf, **settings)
+    with pytest.raises(ValueError, match="each saved at times of its own"):
+        ss.compare(rest, fast)
 
 
 def test_a_start_that_fails_takes_no_other_with_it() -> None:
