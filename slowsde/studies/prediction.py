@@ -167,9 +167,9 @@ def predict(
     limit.
 
     With `rates=None` they are 2, 4 and 8 times lr, as far as `validity` does not say "not valid" (there D was measured
-    to be no short series), β2 ≥ 0, there are as many steps as saved times and no more than 5 % of the paths fail; 3
-    times lr where 4 is too much. Twice lr, the dearest, is run only if the others leave a model error that exceeds the
-    standard error. `notes` tells what was chosen and why.
+    to be no short series), β2 ≥ 0, there are as many steps as saved times and no more than 5 % of the paths fail; 6
+    times lr where 8 is too much, 3 times where 4 is. Twice lr, the dearest, is run only if two others leave a model
+    error that exceeds the standard error. `notes` tells what was chosen and why.
 
     Args:
         problem, params0, t1, v0, key, t0, solver, dt, rtol, route, rank, dtype, progress, memory: as in `simulate`. v0

@@ -16,7 +16,8 @@ from ..runs.trajectory import Trajectory
 from ..support.clocks import steps_in
 from .validity import validity
 
-COARSE, BETWEEN, NEAREST = (8, 4), 3, 2  # multiples of lr
+PAIRS = ((8, 4), (6, 4))  # multiples of lr that may do without the nearest
+SINGLE, NEAREST = (4, 3), 2
 SEARCH = 24  # factors of √2 by which a rate is lowered until it is admissible
 
 
@@ -93,15 +94,19 @@ def doubts(rates: Rates, setting: Setting) -> Rates:
 
 
 def chosen_rates(lr: float, setting: Setting) -> Rates:
-    """8, 4 and 2 times lr, where admissible; ValueError, with the lr that could be served, if twice lr is not."""
-    objections = {k: setting.objection(k * lr) for k in (*COARSE, NEAREST)}
-    if objections[NEAREST]:
+    """8 (or 6), 4 and 2 times lr, where admissible; ValueError, with the lr that can be served, if twice lr is not."""
+    objections: dict[int, str] = {}
+
+    def admissible(k: int) -> bool:
+        if k not in objections:
+            objections[k] = setting.objection(k * lr)
+        return not objections[k]
+
+    if not admissible(NEAREST):
         raise ValueError(_refusal(lr, objections[NEAREST], setting))
-    coarse = tuple(k for k in COARSE if not objections[k])
-    if not coarse and not setting.objection(BETWEEN * lr):
-        coarse = (BETWEEN,)
+    pair = next((pair for pair in PAIRS if all(map(admissible, pair))), ())
     # Two coarse ones may do: the nearest costs a quarter of the run that it is to save.
-    stages = (coarse, (NEAREST,)) if len(coarse) > 1 else ((*coarse, NEAREST),)
+    stages = (pair, (NEAREST,)) if pair else ((*[k for k in SINGLE if admissible(k)][:1], NEAREST),)
     notes = tuple(f"left out {k}·lr: {why}" for k, why in objections.items() if why)
     return Rates(tuple(tuple(k * lr for k in stage) for stage in stages), notes, True)
 
