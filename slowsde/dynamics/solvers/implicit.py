@@ -17,7 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 import manifolds as mf
 from manifolds.normal.constraints import LOOSE
@@ -60,7 +60,9 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
             return jax.lax.fori_loop(0, n, lambda k, state: self.euler(state, t0 + k * h / n, h / n, frame), y0)
 
         substeps = jax.lax.map(refined, jnp.arange(1, self.stages + 1))  # one loop, so compiled once
-        ends = to_logarithms(substeps)
+        # Where v is positive at every end: entries of a matrix, as of Shampoo's states, may have any sign.
+        positive = jax.tree.map(lambda leaf: jnp.all(leaf > 0, axis=0), substeps[1])
+        ends = to_logarithms(substeps, positive)
         best, previous = (
             jax.tree.map(lambda leaf, w=w: jnp.tensordot(w, leaf, 1), ends) for w in self.extrapolations()
         )
@@ -68,9 +70,9 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         plain = ends[0][0]
         vanishing = (jnp.abs(plain) < 0.5 * jnp.abs(y0[0])) & (jnp.abs(best[0] - previous[0]) > 0.1 * jnp.abs(plain))
         best = jnp.where(vanishing, plain, best[0]), best[1]
-        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(best), near=frame.near))
+        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(best, positive), near=frame.near))
         regular &= self.falls(y0, jax.tree.map(lambda leaf: leaf[0], substeps), t0, h)
-        error = jax.tree.map(jnp.subtract, y1, from_logarithms(previous))
+        error = jax.tree.map(jnp.subtract, y1, from_logarithms(previous, positive))
         error = scaled_error(self.slow, error, y0, y1, self.rtol, regular)
         return y1, error, {"y0": y0, "y1": y1}, frame.near, dfx.RESULTS.successful
 
@@ -125,11 +127,11 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         return x - sde.loss.newton_step(x, normal), v
 
 
-def to_logarithms(state: State) -> State:
-    """(ζ, log v): the state is positive and spans decades, and extrapolation must keep it positive."""
-    return state[0], jax.tree.map(lambda leaf: jnp.log(jnp.maximum(leaf, jnp.finfo(leaf.dtype).tiny)), state[1])
+def to_logarithms(state: State, positive: PyTree) -> State:
+    """(ζ, log v) where v is positive: it spans decades, and extrapolation must keep it positive."""
+    return state[0], jax.tree.map(lambda leaf, is_so: jnp.where(is_so, jnp.log(jnp.where(is_so, leaf, 1)), leaf), state[1], positive)
 
 
-def from_logarithms(state: State) -> State:
+def from_logarithms(state: State, positive: PyTree) -> State:
     """(ζ, v) back from (ζ, log v)."""
-    return state[0], jax.tree.map(jnp.exp, state[1])
+    return state[0], jax.tree.map(lambda leaf, is_so: jnp.where(is_so, jnp.exp(leaf), leaf), state[1], positive)
