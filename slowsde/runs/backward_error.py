@@ -86,7 +86,8 @@ def backward_error(
         order: the batch of every step, (n,) with n at least their number; None for 0, 1, 2, ... in turn.
         save_at: a number of equally spaced times, or the times, rounded to whole steps.
         metrics: as in `simulate`, of the mean loss over the batches.
-        rtol: tolerance of the ODE solver in one step of the optimizer, relative to each parameter and to 1.
+        rtol: tolerance of the ODE solver in one step of the optimizer, relative to each parameter and to the
+            largest of params0.
         dtype, throw: as in `simulate`.
         m0, v0, step: to go on from a run of the method: its moments after its first `step` steps, as it keeps them, not
             corrected (Optax's mu and nu), like params.
