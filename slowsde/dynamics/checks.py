@@ -12,7 +12,7 @@ import manifolds as mf
 from manifolds.geometry import check_loss
 from manifolds.maps.return_map import gauss_newton_return
 from manifolds.normal.normal_space import AbstractNormalSpace
-from manifolds.support.arrays import extent, signs
+from manifolds.support.arrays import ORIGIN, extent, signs
 from manifolds.support.compilation import compiled_once
 from manifolds.support.coordinates import Coordinates, check_finite, ravel
 from manifolds.support.precision import is_traced
@@ -152,10 +152,10 @@ def off_manifold(sde: SlowSDE, x: Vector, normal: Any) -> OffManifold:
     # Short steps to r = 0 leave no slope; of eigenpairs the null space may have one.
     largest = normal.largest if isinstance(normal, AbstractNormalSpace) else jnp.inf
     return OffManifold(
-        extent(x),
+        extent(x, origin=ORIGIN),
         jnp.linalg.norm(sde.loss.newton_step(x, normal)),
         jnp.linalg.norm(metric.sqrt(sde.loss.gradient(x))),
-        jnp.abs(largest) * extent(metric.inv_sqrt(x)),
+        jnp.abs(largest) * extent(metric.inv_sqrt(x), origin=ORIGIN),
     )
 
 
@@ -192,10 +192,10 @@ def standing(sde: SlowSDE, x: Vector, v: PyTree) -> Standing:
     normal = loss.normal_space(x, metric)
     # A direction with no zero in it, so that no axis is favoured; a thousandth of the size of x.
     along = normal.project(jnp.cos(1.0 + jnp.arange(x.size)).astype(x.dtype))
-    length = 1e-3 * extent(x) / jnp.maximum(jnp.linalg.norm(along), jnp.finfo(x.dtype).tiny)
+    length = 1e-3 * extent(x, origin=ORIGIN) / jnp.maximum(jnp.linalg.norm(along), jnp.finfo(x.dtype).tiny)
     found = gauss_newton_return(loss, x + length * along, metric, normal.rank)
     slope = jnp.linalg.norm(metric.sqrt(loss.gradient(found.point)))
-    rounding = jnp.finfo(x.dtype).eps * normal.largest * extent(metric.inv_sqrt(x))
+    rounding = jnp.finfo(x.dtype).eps * normal.largest * extent(metric.inv_sqrt(x), origin=ORIGIN)
     return Standing(loss.negative_curvature(x), normal.rank, slope / rounding)
 
 
