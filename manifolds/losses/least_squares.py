@@ -27,7 +27,7 @@ from ..normal.constraints import (
 from ..normal.jacobians import AbstractJacobian, JacobianProducts, StoredJacobian
 from ..normal.lanczos import largest_eigenvalue
 from ..normal.normal_space import AbstractNormalSpace, KernelNormalSpace
-from ..support.arrays import generic, signs
+from ..support.arrays import extent, generic, signs
 from ..support.blocks import map_in_blocks, sum_in_blocks
 from ..support.coordinates import Coordinates, ravel
 from .abstract import CHUNK, AbstractLoss, NewtonStep, Vector
@@ -300,7 +300,7 @@ class LeastSquaresLoss(AbstractLoss):
         slope = jax.vjp(self.residuals, x)[1](r)[0]
         largest = jnp.sum(self.row_norms(x, metric))  # tr K, a bound of it
         # At a saddle Jᵀr = 0 with r ≠ 0. That is rest, although the bound below is infinite there.
-        moving = jnp.linalg.norm(metric(slope)) > largest * jnp.finfo(x.dtype).eps * 10 * (1 + jnp.linalg.norm(x))
+        moving = jnp.linalg.norm(metric(slope)) > largest * jnp.finfo(x.dtype).eps * 10 * extent(x)
         return moving & (r @ r > distance * jnp.linalg.norm(slope))
 
     def damped_solver(

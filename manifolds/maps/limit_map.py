@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..losses.abstract import AbstractLoss
 from ..metrics.abstract import AbstractMetric
 from ..normal.normal_space import rank_tolerance
+from ..support.arrays import extent
 from ..support.compilation import compiled
 from ..support.precision import is_traced, to_numpy
 from ..support.step_size import step_factor
@@ -24,6 +25,7 @@ from .kinks import find_kink
 from .return_map import ranked_return
 
 Vector = Float[Array, " p"]
+FAR = 1e6  # times the size of the start: a flow that goes farther is not stuck by rounding, it has no end
 MAX_STEPS = 10_000  # of the flow, unless asked for otherwise: networks take some hundreds
 
 
@@ -43,6 +45,7 @@ class LimitPoint(eqx.Module):
         falling: the share by which the residual fell over the last quarter of them; 0 where that is not known, and
             where it has long been rounding error, as before a regular minimizer it cannot be.
         converged: whether the flow came to rest and the polish converged.
+        stretch: |S^-½ Φ_S(x)|, the size of the point in the coordinates of H'.
         counted: whether the rank was counted from the spectrum, not given.
     """
 
@@ -57,6 +60,7 @@ class LimitPoint(eqx.Module):
     too_long: Bool[Array, ""]
     falling: Float[Array, ""]
     converged: Bool[Array, ""]
+    stretch: Float[Array, ""]
     counted: bool = eqx.field(static=True)
 
 
@@ -94,6 +98,7 @@ def limit_point(
     """
     flow, rtol = GradientFlow(loss, metric), max(rtol, 30 * float(jnp.finfo(x.dtype).eps))
     meter = dfx.NoProgressMeter() if shown is None else shown
+    allowed = rtol, extent(x, jnp.inf)
 
     def unfinished(at: _Way) -> Bool[Array, ""]:
         return ~at.rests & (at.count < max_steps) & (at.h > 0)
@@ -104,7 +109,9 @@ def limit_point(
         # Under vmap both sides are computed. From a y that has to wait for the test: XLA may compute side by side what
         # is independent, and two batched factorizations then wait for each other for ever (seen on CPUs).
         later = at._replace(y=jnp.where(rests, x, at.y))
-        return jax.lax.cond(rests, lambda: at._replace(rests=rests), lambda: _step(flow, later, rtol, max_steps, meter))
+        return jax.lax.cond(
+            rests, lambda: at._replace(rests=rests), lambda: _step(flow, later, allowed, max_steps, meter)
+        )
 
     end = jax.lax.while_loop(unfinished, on, _start(flow, x, meter))
     meter.close(end.seen)
@@ -124,6 +131,7 @@ def limit_point(
         too_long=~end.rests & (end.count >= max_steps),
         falling=_fall(end.history),
         converged=end.rests & found.returned.converged,
+        stretch=extent(metric.inv_sqrt(point)),
         counted=rank is None,
     )
 
@@ -150,9 +158,17 @@ def _start(flow: GradientFlow, x: Vector, meter: dfx.AbstractProgressMeter[Any])
     return _Way(x, h, flow.curvature(x), no, jnp.asarray(0), history, meter.init())
 
 
-def _step(flow: GradientFlow, at: _Way, rtol: float, max_steps: int, meter: dfx.AbstractProgressMeter[Any]) -> _Way:
+def _step(
+    flow: GradientFlow,
+    at: _Way,
+    allowed: tuple[float, Array],
+    max_steps: int,
+    meter: dfx.AbstractProgressMeter[Any],
+) -> _Way:
+    """A step with an error below rtol (|y_i| + max |y|), or max |x| at the start; `allowed` are rtol and that."""
     y, error, known = flow.step(at.y, at.h, at.known)
-    error = jax.lax.stop_gradient(error / (rtol * (1 + jnp.maximum(jnp.abs(at.y), jnp.abs(y)))))
+    (rtol, start), size = allowed, jnp.maximum(jnp.abs(at.y), jnp.abs(y))
+    error = jax.lax.stop_gradient(error / (rtol * (size + jnp.maximum(start, jnp.max(size)))))
     ratio = jnp.sqrt(jnp.mean(error**2))
     taken = ratio < 1
     factor = step_factor(ratio, taken, ORDER)
@@ -170,21 +186,24 @@ def _at_rest(
 ) -> Bool[Array, ""]:
     """Whether the flow from x is so near Γ at y that the return agrees with Φ_S, or moves no more."""
     near = float(jnp.finfo(x.dtype).eps) ** 0.4  # 6e-7 in float64: its square is rounding error
+    size = jnp.maximum(extent(x), jnp.linalg.norm(y))  # also of a flow that ends at the origin
 
     def settled() -> Bool[Array, ""]:
         normal = loss.normal_space(y, metric, rank)
         move, slope = loss.newton_step(y, normal), loss.gradient(y)
-        arrived = jnp.linalg.norm(move) < near * (1 + jnp.linalg.norm(y))
+        arrived = jnp.linalg.norm(move) < near * size
         # Newton's step does not see a slope along directions of no or of negative curvature: there must be none left.
-        level = 2 * jnp.linalg.norm(metric.inv_sqrt(move)) + rank_tolerance(y.dtype) / 4
+        # Against the size of the start: that of y grows without bound down a slope that has no end.
+        stretch = rank_tolerance(y.dtype) / 4 * extent(metric.inv_sqrt(x))
+        level = 2 * jnp.linalg.norm(metric.inv_sqrt(move)) + stretch
         arrived &= jnp.linalg.norm(metric.sqrt(slope)) <= normal.largest * level
         # Newton's step is short at a saddle too, where the flow only lingers; wait there until nothing moves at all.
-        rounding = jnp.finfo(y.dtype).eps * (1 + jnp.linalg.norm(x))
+        rounding = jnp.finfo(y.dtype).eps * jnp.minimum(size, FAR * extent(x))
         stuck = jnp.linalg.norm(metric(slope)) <= jnp.abs(normal.largest) * rounding
         bent = loss.negative_curvature(jnp.where(arrived, y, x))  # after the eigenpairs, not beside them
         return (arrived & (bent > -1e-3 * normal.largest)) | stuck
 
-    off = loss.off_manifold(y, metric, near * (1 + jnp.linalg.norm(y)))
+    off = loss.off_manifold(y, metric, near * size)
     return jax.lax.cond(off, lambda: jnp.asarray(False), settled)
 
 

@@ -18,6 +18,7 @@ from ..losses.abstract import AbstractLoss
 from ..metrics.abstract import AbstractMetric
 from ..normal.constraints import NearbyKernel
 from ..normal.normal_space import COUNTED, rank_tolerance
+from ..support.arrays import extent
 
 Vector = Float[Array, " p"]
 
@@ -43,10 +44,10 @@ def gauss_newton_return(
 
     `rank` is that of H on Γ: off Γ it cannot be counted, and None takes every eigenvalue for a normal one (see
     `ranked_return`). With `near` (see `AbstractLoss.nearby`) and without a rank no eigenpairs are computed; those
-    reported are then its. `converged` is False after `max_steps`, where a step is not finite or longer than 10 + 10|x|,
+    reported are then its. `converged` is False after `max_steps`, where a step is not finite or longer than 10|x|,
     and where the curvature along a normal direction is not positive or a slope is left.
     """
-    scale = 1 + jnp.linalg.norm(x)
+    scale = extent(x)
     short = jnp.finfo(x.dtype).eps ** 0.5 * scale  # then the next step is of order eps
 
     # The second comparison is false for NaN and for a step that leaves for infinity: both end the loop unconverged.
@@ -67,7 +68,8 @@ def gauss_newton_return(
     # Newton's step ignores directions without curvature, so that a short step alone is no proof: on a slope and at a
     # saddle the return once claimed to have converged.
     slope = jnp.linalg.norm(metric.sqrt(loss.gradient(point)))
-    level = slope <= rank_tolerance(x.dtype) * largest * (1 + jnp.linalg.norm(metric.inv_sqrt(point)))
+    stretch = jnp.maximum(extent(metric.inv_sqrt(x)), jnp.linalg.norm(metric.inv_sqrt(point)))
+    level = slope <= rank_tolerance(x.dtype) * largest * stretch
     return Returned(point, (length <= short) & (smallest > 0) & level, smallest, largest)
 
 

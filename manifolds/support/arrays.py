@@ -52,3 +52,18 @@ def signs(count: int, dtype: Any) -> Float[Array, " count"]:
         (3,)
     """
     return jnp.where(generic(count, dtype) < 0, -1, 1).astype(dtype)
+
+
+# How near the origin a point that is asked about alone is at it: what Newton's steps leave of 0 is below 1e-17, its
+# square.
+ORIGIN = 1e-9
+
+
+def extent(x: Any, ord: Any = None, origin: float = 0.0) -> Array:
+    """|x|, the size that lengths are to be compared with; 1 at the origin (|x| ≤ `origin`), which has none.
+
+    Tolerances relative to it do not depend on the units of parameters, as those of the form 1 + |x| do: in units in
+    which parameters were 1e-8 a point half-way to Γ was taken for one on it.
+    """
+    size = jnp.linalg.norm(x, ord=ord)
+    return jnp.where(size > origin, size, 1)

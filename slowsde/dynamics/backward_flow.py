@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from manifolds.support.arrays import extent
 from manifolds.support.compilation import compiled
 from manifolds.support.coordinates import Coordinates, ravel
 
@@ -255,7 +256,7 @@ def follow(
     model: BackwardFlow, x0: Vector, moments: tuple[Vector, Vector], visits: Int[Array, " n"], steps: Int[Array, " T1"]
 ) -> Followed:
     """The flow from step number steps[0], before which the method had the `moments` m and v, at steps[1:]."""
-    count, begin = model.losses.count, steps[0]
+    count, begin, size = model.losses.count, steps[0], extent(x0, jnp.inf)
 
     def memories(n: Array, state: Any) -> tuple[Memory, Memory]:
         """With the weights that step n has."""
@@ -277,7 +278,7 @@ def follow(
             model.h,
             x,
             args=scaled,
-            stepsize_controller=dfx.PIDController(rtol=model.rtol, atol=model.rtol),
+            stepsize_controller=dfx.PIDController(rtol=model.rtol, atol=model.rtol * size),
             saveat=dfx.SaveAt(t1=True),
             adjoint=dfx.ForwardMode(),
             max_steps=MAX_STEPS,

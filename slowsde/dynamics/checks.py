@@ -12,6 +12,7 @@ import manifolds as mf
 from manifolds.geometry import check_loss
 from manifolds.maps.return_map import gauss_newton_return
 from manifolds.normal.normal_space import AbstractNormalSpace
+from manifolds.support.arrays import ORIGIN, extent, signs
 from manifolds.support.compilation import compiled_once
 from manifolds.support.coordinates import Coordinates, check_finite, ravel
 from manifolds.support.precision import is_traced
@@ -139,7 +140,7 @@ def _paces(optimizer: AGM, ts: Any) -> Array:
 class OffManifold(NamedTuple):
     """How far a point is from Γ."""
 
-    size: Float[Array, ""]  # 1 + |x|
+    size: Float[Array, ""]  # |x|, see `extent`
     step: Float[Array, ""]  # the length of Newton's step
     slope: Float[Array, ""]  # |S^½∇L|
     flat: Float[Array, ""]  # what this is to be compared with
@@ -151,10 +152,10 @@ def off_manifold(sde: SlowSDE, x: Vector, normal: Any) -> OffManifold:
     # Short steps to r = 0 leave no slope; of eigenpairs the null space may have one.
     largest = normal.largest if isinstance(normal, AbstractNormalSpace) else jnp.inf
     return OffManifold(
-        1 + jnp.linalg.norm(x),
+        extent(x, origin=ORIGIN),
         jnp.linalg.norm(sde.loss.newton_step(x, normal)),
         jnp.linalg.norm(metric.sqrt(sde.loss.gradient(x))),
-        jnp.abs(largest) * (1 + jnp.linalg.norm(metric.inv_sqrt(x))),
+        jnp.abs(largest) * extent(metric.inv_sqrt(x), origin=ORIGIN),
     )
 
 
@@ -191,10 +192,10 @@ def standing(sde: SlowSDE, x: Vector, v: PyTree) -> Standing:
     normal = loss.normal_space(x, metric)
     # A direction with no zero in it, so that no axis is favoured; a thousandth of the size of x.
     along = normal.project(jnp.cos(1.0 + jnp.arange(x.size)).astype(x.dtype))
-    length = 1e-3 * (1 + jnp.linalg.norm(x)) / jnp.maximum(jnp.linalg.norm(along), jnp.finfo(x.dtype).tiny)
+    length = 1e-3 * extent(x, origin=ORIGIN) / jnp.maximum(jnp.linalg.norm(along), jnp.finfo(x.dtype).tiny)
     found = gauss_newton_return(loss, x + length * along, metric, normal.rank)
     slope = jnp.linalg.norm(metric.sqrt(loss.gradient(found.point)))
-    rounding = jnp.finfo(x.dtype).eps * normal.largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x)))
+    rounding = jnp.finfo(x.dtype).eps * normal.largest * extent(metric.inv_sqrt(x), origin=ORIGIN)
     return Standing(loss.negative_curvature(x), normal.rank, slope / rounding)
 
 
@@ -221,15 +222,22 @@ def check_standing(found: Standing, size: int) -> None:
         )
 
 
-def check_noise_on_manifold(sde: SlowSDE, x: Vector, curvature: Any) -> None:
+def check_noise_on_manifold(sde: SlowSDE, x: Vector) -> None:
     """ValueError if the noise vanishes at x on Γ: then nothing moves on the slow clock."""
     size = noise_size(sde, x)
-    # Per-sample gradients at a fitted point are curvature × rounding of x, not zero.
-    if size <= 1e3 * float(jnp.finfo(x.dtype).eps) * float(curvature) * (1 + float(np.linalg.norm(np.asarray(x)))):
+    # Per-sample gradients at a fitted point are what they change by within the rounding of x, not zero.
+    if size <= (1e3 * float(_noise_rounding(sde, x)) if sde.diffuses else 0.0):
         raise ValueError(
             f"The noise vanishes on the manifold (|B| = {size:.2g} there), so nothing moves on the slow clock. "
             "Minibatch noise does so wherever every sample is fitted exactly; use LabelNoise or GaussianNoise."
         )
+
+
+@compiled_once
+def _noise_rounding(sde: SlowSDE, x: Vector) -> Array:
+    """How much B changes within the rounding of x."""
+    move = jnp.finfo(x.dtype).eps * extent(x) / x.size**0.5 * signs(x.size, x.dtype)
+    return jnp.linalg.norm(jax.jvp(sde.factor, (x,), (move,))[1])
 
 
 def noise_size(sde: SlowSDE, x: Vector) -> float:

@@ -33,8 +33,7 @@ class Result(enum.IntEnum):
             "use a smooth activation (gelu, softplus(βx)/β), or start elsewhere",
             Result.NOT_STATIONARY: "the flow still moves (see stats['stillness']) after max_steps, or after 1000 "
             "steps of the search for its rest: raise max_steps, or tol if that is still enough, or give a finite t1",
-            Result.DIVERGED: "the path ran away, to 1e10 times the size of its start or more; use a smaller step or lr "
-            "(or units of the parameters in which they are near 1)",
+            Result.DIVERGED: "the path ran away, to 1e10 times the size of its start or more; use a smaller step or lr",
             Result.NO_MANIFOLD: "the start leads to no manifold of minimizers; stats['messages'] says why",
             Result.INTERRUPTED: "Ctrl-C was pressed; with checkpoint=... the same call goes on from there",
             Result.ESCAPES: "the flow does not come to rest: it leaves for infinity, along stats['leaving'], or slows "

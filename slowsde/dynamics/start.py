@@ -91,7 +91,7 @@ def start_on_manifold(
             "drift along. The slow SDE needs more parameters than the data determine."
         )
     # At the start on Γ, not at params0: minibatch noise vanishes only where samples are fitted.
-    checks.check_noise_on_manifold(sde, start.point, start.spectrum[0])
+    checks.check_noise_on_manifold(sde, start.point)
     # An eigenvalue that was regular at the start and has shrunk so far has vanished for every practical purpose.
     # Relative to the smallest one at the start: H' of Adam spreads over many decades, and a floor relative to λ_max
     # would call its small ones lost.
@@ -109,7 +109,8 @@ def _check_interpolation(sde: SlowSDE, start: LimitPoint) -> None:
     if sde.diffuses and not isinstance(sde.loss, mf.LeastSquaresLoss):
         return
     value = float(start.value)
-    if value > float(np.finfo(start.point.dtype).eps) ** 0.5 * (1 + float(start.spectrum[0])):
+    # Against what the loss is a distance |x| away from Γ, ½|S^-½x|²λ_max(H') or so: in any units of params and loss.
+    if value > float(np.finfo(start.point.dtype).eps) ** 0.75 * float(start.spectrum[0] * start.stretch**2):
         raise ValueError(
             f"The minimizers reached from params0 do not interpolate (loss {value:.3g} on Γ), as label noise and the "
             "kernel route require. Use fewer data or a larger model; with other noise, route='dense'."

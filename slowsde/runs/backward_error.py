@@ -46,7 +46,7 @@ def backward_error(
     eps: float = 1e-8,
     method: str = "adam",
     corrected: bool = True,
-    bias_correction: bool | None = None,
+    bias_correction: bool = True,
     batches: int | None = None,
     order: Any = None,
     save_at: Any = 101,
@@ -82,12 +82,13 @@ def backward_error(
             one, m ← βm + ∇E at rate γ, has η = γ/(1−β)); or "gradient descent". What a method has not is not used.
         corrected: False leaves out the term in η: θ̇ = −M_n/R_n, accurate to O(η).
         bias_correction: as Adam has it. False for m and v that start at zero and are used as they are, as in the usual
-            RMSProp: weights a_nk = β^{n−k}(1−β). None for True, but False for heavy ball.
+            RMSProp: weights a_nk = β^{n−k}(1−β). Heavy ball has none.
         batches: their number, if `loss` takes the batch as its second argument.
         order: the batch of every step, (n,) with n at least their number; None for 0, 1, 2, ... in turn.
         save_at: a number of equally spaced times, or the times, rounded to whole steps.
         metrics: as in `simulate`, of the mean loss over the batches.
-        rtol: tolerance of the ODE solver in one step of the optimizer, relative to each parameter and to 1.
+        rtol: tolerance of the ODE solver in one step of the optimizer, relative to each parameter and to the
+            largest of params0.
         dtype, throw: as in `simulate`.
         m0, v0, step: to go on from a run of the method: its moments after its first `step` steps, as it keeps them, not
             corrected (Optax's mu and nu), like params.
@@ -115,8 +116,9 @@ def backward_error(
     )
     lr, (b1, b2) = check_lr(lr), _check_numbers(method, b1, b2, eps)
     arguments.flag("corrected", corrected)
-    adaptive, corrects = method in ADAPTIVE, method != "heavy ball" if bias_correction is None else bias_correction
-    arguments.flag("bias_correction", corrects)
+    # Without momentum the correction changes nothing, and allows the closed form.
+    adaptive, corrects = method in ADAPTIVE, arguments.flag("bias_correction", bias_correction)
+    corrects = corrects if adaptive else method == "gradient descent"
     arguments.check_tolerance("rtol", rtol)
     check_steps((asked.t1 - asked.t0) / lr, MOST_STEPS, f"lr={lr:g} to t1={t1:g}", "raise lr or lower t1 (t = k·lr)")
     steps = _saved_steps(asked.times, np.ndim(save_at) > 0, lr, step)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from manifolds.support.arrays import ORIGIN
 from manifolds.support.coordinates import check_parameters
 from manifolds.support.precision import cast, to_numpy, working_precision
 
@@ -33,7 +34,7 @@ from .stacked import flat_starts, start_of, tell
 from .trajectory import Trajectory, finish, repeated
 
 SAVED_STATS = 7  # numbers about a saved point: residual, rank, eigenvalues, ...
-FAR = 1e10  # how much larger than its start, or than 1, a path that diverged is
+FAR = 1e10  # how much larger than its start a path that diverged is
 
 
 def check_digest(problem: Any, optimizer: Any, trajectory: Trajectory, name: str) -> None:
@@ -191,10 +192,11 @@ def _tell_undefined(trajectory: Trajectory, good: np.ndarray) -> None:
 
 
 def diverged(xs: Any, x0: Any) -> np.ndarray:
-    """(paths, T) whether a path is 10¹⁰ times as far out as its start, or as 1: no number of it means anything, though
-    it is finite still (a run beyond the edge of stability was at 3·10⁸⁹ when it ended)."""
+    """(paths, T) whether a path is 10¹⁰ times as far out as its start: no number of it means anything, though it is
+    finite still (a run beyond the edge of stability was at 3·10⁸⁹ when it ended)."""
+    size = float(np.max(np.abs(np.asarray(x0))))
     with np.errstate(over="ignore"):
-        far = np.abs(xs).max(axis=-1) > FAR * max(1.0, float(np.max(np.abs(np.asarray(x0)))))
+        far = np.abs(xs).max(axis=-1) > FAR * (size if size > ORIGIN else 1.0)
     # What has once been so far out does not come back.
     return np.logical_or.accumulate(far, axis=1)
 

@@ -24,6 +24,7 @@ from manifolds.losses.abstract import AbstractLoss
 from manifolds.maps.limit_map import limit_point
 from manifolds.metrics.abstract import AbstractMetric
 from manifolds.normal.normal_space import AbstractNormalSpace, rank_tolerance
+from manifolds.support.arrays import extent
 
 from ..dynamics.ensemble import block_size, map_points, points_side_by_side
 from ..dynamics.slow_sde import SlowSDE
@@ -99,13 +100,13 @@ def _from_anywhere(sde: SlowSDE, point: tuple[Array, PyTree]) -> Landed:
 
 
 def _is_near(sde: SlowSDE, x: Array, metric: AbstractMetric) -> Array:
-    """Whether the residual is within √ε of zero and Newton's step within ε^¼, against 1 + |x|.
+    """Whether the loss is within ε of zero, against ½|S^-½x|²λ_max(H'), and Newton's step within ε^¼ against |x|.
 
     A coordinate that dies is known to the root of what is left of the residual, and counts by its square.
     """
-    eps, scale = float(jnp.finfo(x.dtype).eps), 1 + jnp.linalg.norm(x)
-    step = sde.loss.newton_step(x, sde.loss.normal_space(x, metric))
-    return (sde.loss.residual(x) < eps**0.5 * scale) & (jnp.linalg.norm(step) < eps**0.25 * scale)
+    eps, normal = float(jnp.finfo(x.dtype).eps), sde.loss.normal_space(x, metric)
+    fits = sde.loss.value(x) < 0.5 * eps * normal.largest * extent(metric.inv_sqrt(x)) ** 2
+    return fits & (jnp.linalg.norm(sde.loss.newton_step(x, normal)) < eps**0.25 * extent(x))
 
 
 def _near(sde: SlowSDE, point: tuple[Array, PyTree]) -> Landed:
@@ -122,7 +123,7 @@ def _near(sde: SlowSDE, point: tuple[Array, PyTree]) -> Landed:
 def _polished(loss: AbstractLoss, x: Vector, normal: AbstractNormalSpace) -> tuple[Vector, Float[Array, ""]]:
     """x by Newton's steps with the curvature of a point near by, each some 20 times as short as the one before, down to
     rounding; and how long the last was."""
-    eps, scale = float(jnp.finfo(x.dtype).eps), 1 + jnp.linalg.norm(x)
+    eps, scale = float(jnp.finfo(x.dtype).eps), extent(x)
 
     def unfinished(at: tuple[Vector, Array, Array]) -> Bool[Array, ""]:
         _, length, before = at
@@ -143,9 +144,9 @@ def _is_minimum(
     """Whether x is regular, with no slope left and no negative curvature, and was reached by a short step."""
     eps = float(jnp.finfo(x.dtype).eps)
     slope = jnp.linalg.norm(metric.sqrt(loss.gradient(x)))
-    level = slope <= rank_tolerance(x.dtype) * normal.largest * (1 + jnp.linalg.norm(metric.inv_sqrt(x)))
+    level = slope <= rank_tolerance(x.dtype) * normal.largest * extent(metric.inv_sqrt(x))
     curved = (normal.smallest > 0) & (loss.negative_curvature(x) > -1e-3 * normal.largest)
-    return (length <= eps**0.5 * (1 + jnp.linalg.norm(x))) & level & curved
+    return (length <= eps**0.5 * extent(x)) & level & curved
 
 
 class _Place(NamedTuple):
@@ -199,8 +200,8 @@ class _Flow(NamedTuple):
         x = self.x(at.w)
         eps = float(jnp.finfo(x.dtype).eps)
         move = self.normal.inverse_values * at.along
-        level = 2 * jnp.linalg.norm(move) + rank_tolerance(x.dtype) / 4
-        short = jnp.linalg.norm(self.metric.sqrt(self.normal.lift(move))) < eps**0.4 * (1 + jnp.linalg.norm(x))
+        level = 2 * jnp.linalg.norm(move) + rank_tolerance(x.dtype) / 4 * extent(self.metric.inv_sqrt(x))
+        short = jnp.linalg.norm(self.metric.sqrt(self.normal.lift(move))) < eps**0.4 * extent(x)
         return short & (jnp.linalg.norm(at.field) <= self.normal.largest * level)
 
     def step(self, place: Callable[..., _Place], run: _Run) -> _Run:
@@ -217,7 +218,7 @@ class _Flow(NamedTuple):
         error = h * self.metric.sqrt(other.field / 6 + self.normal.lift(lifted))
         x = jnp.maximum(jnp.abs(self.x(now.w)), jnp.abs(self.x(end.w)))
         rtol = max(NEAR_RTOL, 30 * float(jnp.finfo(x.dtype).eps))
-        size = jnp.sqrt(jnp.mean((error / (rtol * (1 + x))) ** 2))
+        size = jnp.sqrt(jnp.mean((error / (rtol * (x + extent(x, jnp.inf)))) ** 2))
         size = jnp.where(jnp.isfinite(size), size, jnp.inf)
         taken = size <= 1
         factor = jnp.clip(0.9 * jnp.maximum(size, 1e-12) ** -0.25, 0.2, GROWTH)

@@ -242,7 +242,7 @@ def _about_noise(asked: Request, dt: float) -> dict[str, Any]:
 def _about_start(sde: SlowSDE, x0: Array, start: LimitPoint, v0: PyTree) -> dict[str, Any]:
     rank = int(start.rank)
     about = {"rank": rank, "spectrum": np.asarray(start.spectrum)[:rank], "start_distance": float(start.distance)}
-    near = float(jnp.finfo(x0.dtype).eps) ** 0.4 * (1 + float(np.linalg.norm(np.asarray(x0))))
+    near = float(jnp.finfo(x0.dtype).eps) ** 0.4 * float(np.linalg.norm(np.asarray(x0)))
     # Computed on Γ too, where it says nothing: a start that differs in numbers only is to compile nothing.
     shares, rates = to_numpy(start_shares(sde, x0, start.point, v0))
     if start.distance > near:

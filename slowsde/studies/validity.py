@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from manifolds.support.arrays import ORIGIN, extent
 from manifolds.support.precision import cast, to_numpy, working_precision
 from manifolds.support.user_functions import shown
 
@@ -394,7 +395,7 @@ def _fitting(
         rank = sde.normal_space(x, v).rank if rank is None else jnp.asarray(rank, int)
         sde = eqx.tree_at(lambda s: s.rank, sde, rank, is_leaf=lambda leaf: leaf is None)
     step = float(jnp.linalg.norm(sde.loss.newton_step(x, sde.normal_space(x, v))))
-    if step > 1e-3 * (1 + float(jnp.linalg.norm(x))):
+    if step > 1e-3 * float(extent(x, origin=ORIGIN)):
         raise ValueError(
             f"slow.params is not on the manifold of minimizers of problem: Newton's step to it has length {step:.2g}. "
             "Pass the problem that slow was simulated with."
