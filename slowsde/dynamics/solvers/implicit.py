@@ -129,7 +129,11 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
 
 def to_logarithms(state: State, positive: PyTree) -> State:
     """(ζ, log v) where v is positive: it spans decades, and extrapolation must keep it positive."""
-    return state[0], jax.tree.map(lambda leaf, is_so: jnp.where(is_so, jnp.log(jnp.where(is_so, leaf, 1)), leaf), state[1], positive)
+
+    def to(leaf: Array, is_so: Array) -> Array:
+        return jnp.where(is_so, jnp.log(jnp.where(is_so, leaf, 1)), leaf)
+
+    return state[0], jax.tree.map(to, state[1], positive)
 
 
 def from_logarithms(state: State, positive: PyTree) -> State:
