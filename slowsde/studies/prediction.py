@@ -5,6 +5,7 @@ cost 1/η² each, determine it at the rate asked for: an interpolation, with the
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from ..dynamics.result import Result
 from ..dynamics.slow_sde import slow_sde
 from ..metrics.named import as_metrics
 from ..optimizers.agm import AGM
+from ..plot.cards import card, in_columns
 from ..plot.predictions import plot_prediction
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
@@ -30,16 +32,19 @@ from ..runs.trajectory import RunError, Trajectory
 from ..support import arguments
 from ..support.clocks import steps_in
 from ..support.effort import MOST_STEPS
+from ..support.pieces import EVERY, as_checkpoint
 from .interpolation import interpolated_moments
 from .rates import Rates, Setting, chosen_rates, doubts, given_rates, impossible
 
 LOST = 0.05  # the share of paths that may fail: a mean over those that are left is one of another ensemble
 TOUCHING = 1e-9  # times as near as this, in lengths of the run, are one
 FEW_SLOW = 8  # slow paths that judge rates
+HEADER = ("observable", "t", "slow", "predicted", "s.e.", "model error", "spread")
+WIDTHS = (8, 13, 13, 11, 13, 11)  # of its columns behind the first
 SLOW_PATHS = 16  # slow paths for each discrete one, where they diffuse: they are the cheaper ones
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """Means over discrete runs at the learning rate `lr`, predicted; every dict is by observable, (T,) over slow time.
 
@@ -98,19 +103,36 @@ class Prediction:
 
     def table(self) -> str:
         """Start, middle and end of every observable: slow SDE, prediction, both errors, spread; rates and costs."""
-        rates = ", ".join(f"{rate:g}" for rate in self.rates)
-        lines = [
-            f"predicted at lr={self.lr:g} from the slow SDE and {self.paths} runs each at lr={rates}",
-            f"{'observable':<28}{'t':>8}{'slow':>13}{'predicted':>13}{'s.e.':>11}{'model error':>13}{'spread':>11}",
-        ]
+        lines = [self._title, in_columns(HEADER, WIDTHS)]
         for name in self.mean:
-            lines += [f"{name if row == 0 else '':<28}{self._row(name, row)}" for row in self._rows()]
+            for row in self._rows():
+                lines.append(in_columns([name if row == 0 else "", *self._cells(name, row)], WIDTHS))
             lines.append(f"  -> as good as {self.worth(name):.3g} runs at lr={self.lr:g}")
-        cost = f"cost: {self.cost:.2g} of {self.paths} runs at lr={self.lr:g}"
-        return "\n".join([*lines, cost, *self.notes])
+        return "\n".join([*lines, self._price, *self.notes])
 
     def __str__(self) -> str:
         return self.table()
+
+    def __repr__(self) -> str:
+        ends = "".join(f", {name} {mean[-1]:.6g} ± {self.error[name][-1]:.2g}" for name, mean in self.mean.items())
+        return f"<Prediction at lr={self.lr:g} from lr={_joined(self.rates.tolist())}, at t={self.ts[-1]:g}{ends}>"
+
+    def _repr_html_(self) -> str:
+        rows = [[name if row == 0 else "", *self._cells(name, row)] for name in self.mean for row in self._rows()]
+        notes = [f"{name}: as good as {self.worth(name):.3g} runs at lr={self.lr:g}" for name in self.mean]
+        return card(self._title, HEADER, rows, notes=[*notes, self._price, *self.notes], draw=self._figure)
+
+    def _figure(self, ax: Any) -> None:
+        self.plot(ax).legend(fontsize="small", frameon=False)
+
+    @property
+    def _title(self) -> str:
+        rates = _joined(self.rates.tolist())
+        return f"predicted at lr={self.lr:g} from the slow SDE and {self.paths} runs each at lr={rates}"
+
+    @property
+    def _price(self) -> str:
+        return f"cost: {self.cost:.2g} of {self.paths} runs at lr={self.lr:g}"
 
     def plot(self, ax: Any = None, *, name: str | None = None, **kw: Any) -> Any:
         """The prediction with a band of ± 2 errors, the slow limit and the runs; of `name`, by default the first."""
@@ -119,11 +141,10 @@ class Prediction:
     def _rows(self) -> list[int]:
         return sorted({0, self.ts.size // 2, self.ts.size - 1})
 
-    def _row(self, name: str, row: int) -> str:
-        values = (each[name][row] for each in (self.standard_error, self.model_error))
-        errors = "".join(f"{value:{width}.2g}" for value, width in zip(values, (11, 13), strict=True))
-        numbers = f"{self.slow_mean[name][row]:13.6g}{self.mean[name][row]:13.6g}"
-        return f"{self.ts[row]:8.3g}{numbers}{errors}{self.spread[name][row]:11.2g}"
+    def _cells(self, name: str, row: int) -> list[str]:
+        means = (each[name][row] for each in (self.slow_mean, self.mean))
+        errors = (each[name][row] for each in (self.standard_error, self.model_error, self.spread))
+        return [f"{self.ts[row]:.3g}", *(f"{mean:.6g}" for mean in means), *(f"{error:.2g}" for error in errors)]
 
 
 def predict(
@@ -152,6 +173,8 @@ def predict(
     progress: bool | None = None,
     max_steps: int = MOST_STEPS,
     memory: float | None = None,
+    checkpoint: Any = None,
+    checkpoint_every: float = EVERY,
 ) -> Prediction:
     """Means over runs of an optimizer at learning rate η = lr, without running it there.
 
@@ -183,6 +206,7 @@ def predict(
         like: with Optax, the AGM that describes it.
         slow_paths: paths of a slow SDE that diffuses; None for 16 times `paths`.
         project, max_steps: as in `run_discrete`.
+        checkpoint, checkpoint_every: as in `simulate`; each run has a file of its own, whose name begins with this one.
 
     Returns: `Prediction`; `compare(prediction, fast)` holds it against runs at lr.
     Raises: ValueError on bad input, before any run, and where no rate from 2·lr on is admissible, with the lr that is;
@@ -204,15 +228,17 @@ def predict(
     if hindrance:
         raise ValueError(f"lr={lr:g} cannot be run: {hindrance}. Save fewer times, or lower lr.")
     check_parameters(params0)
+    diffuses = slow_sde(problem, agm, Coordinates.of(params0), route).diffuses
     base = arguments.check_key(key)
     shared: dict[str, Any] = {"t0": t0, "v0": v0, "metrics": named, "route": route, "rank": rank, "dtype": dtype}
-    shared |= {"progress": progress, "memory": memory}
+    shared |= {"progress": progress, "memory": memory, "checkpoint_every": checkpoint_every}
+    as_checkpoint(checkpoint, checkpoint_every)
     slowly = {"key": jr.fold_in(base, 0), "solver": solver, "dt": dt, "rtol": rtol}
     fastly = {"like": like, "project": project, "max_steps": max_steps, "paths": int(paths), "throw": False}
-    diffuses = slow_sde(problem, agm, Coordinates.of(params0), route).diffuses
     many = SLOW_PATHS * paths if slow_paths is None else arguments.positive_integer("slow_paths", slow_paths)
-    ask = Runs((problem, agm, params0), at_rate, times, base, shared | slowly, shared | fastly, many if diffuses else 1)
-    first = ask.slow(times, FEW_SLOW if diffuses else 1)
+    how = {"slowly": shared | slowly, "fastly": shared | fastly, "checkpoint": checkpoint}
+    ask = Runs((problem, agm, params0), at_rate, times, base, copies=many if diffuses else 1, **how)
+    first = ask.slow(times, FEW_SLOW if diffuses else 1, "slow")
     setting = Setting(problem, agm, first, times, t0, route)
     admitted = chosen_rates(lr, setting) if given is None else doubts(given, setting)
     return _by_stages(ask, admitted, lr, _delay(first, agm, diffuses))
@@ -228,14 +254,20 @@ class Runs(NamedTuple):
     slowly: dict[str, Any]
     fastly: dict[str, Any]
     copies: int  # slow paths
+    checkpoint: Any  # how names of files begin; None for none
+
+    def file(self, name: str) -> Any:
+        """The checkpoint of one of the runs."""
+        return None if self.checkpoint is None else f"{os.fspath(self.checkpoint)}.{name}"
 
     def at(self, rate: float) -> np.ndarray:
         """The times nearest to `times` at which a run at `rate` has made a whole number of steps, or starts."""
         return np.maximum(steps_in(self.times, rate) * rate**2, self.slowly["t0"])
 
-    def slow(self, at: np.ndarray, copies: int) -> Trajectory:
+    def slow(self, at: np.ndarray, copies: int, name: str) -> Trajectory:
         """The slow SDE at these times."""
-        return simulate(*self.of, float(at[-1]), save_at=at, paths=copies, **self.slowly)
+        how = {"checkpoint": self.file(name), **self.slowly}
+        return simulate(*self.of, float(at[-1]), save_at=at, paths=copies, **how)
 
     def discrete(self, rate: float) -> Trajectory:
         """Runs at a rate, saved at the whole steps nearest to `times`."""
@@ -244,7 +276,8 @@ class Runs(NamedTuple):
         # One key for all rates: runs of one number then correlate, which takes 5 to 35 % off the variance of weights of
         # alternating signs. (Antithetic noise would do harm: observables are even in it, with a correlation of 0.999.)
         key = jr.fold_in(self.key, 1)
-        return run_discrete(problem, self.at_rate(rate), params0, at[-1], lr=rate, save_at=at, key=key, **self.fastly)
+        how = {"key": key, "checkpoint": self.file(f"lr-{rate:g}"), **self.fastly}
+        return run_discrete(problem, self.at_rate(rate), params0, at[-1], lr=rate, save_at=at, **how)
 
 
 Delay = Callable[[float, np.ndarray], np.ndarray]
@@ -271,7 +304,7 @@ def _delay(slow: Trajectory, optimizer: AGM, diffuses: bool) -> Delay:
 
 def _by_stages(ask: Runs, rates: Rates, lr: float, delay: Delay) -> Prediction:
     """Stage by stage, until what is left to be known of the series in η is less than the noise."""
-    slow = ask.slow(_moments([(rate, ask.at(rate)) for rate in (lr, *rates.all)], delay), ask.copies)
+    slow = ask.slow(_moments([(rate, ask.at(rate)) for rate in (lr, *rates.all)], delay), ask.copies, "anchor")
     runs, notes, found = [], list(rates.notes), None
     for stage in rates.stages:
         if found is not None and len(runs) > 1 and _suffices(found):
@@ -362,6 +395,21 @@ def _at(slow: Trajectory, name: str, when: np.ndarray) -> np.ndarray:
     return slow.metrics[name][:, nearest]
 
 
+def _check_function(optimizer: Any, lr: float) -> None:
+    """ValueError unless optimizer(lr) is an Optax transformation."""
+    wrong = ValueError(
+        f"optimizer={shown(optimizer)} must be an AGM, such as sgd() or adam(c=1.0), or a function from a learning "
+        "rate to an optax.GradientTransformation."
+    )
+    try:
+        made = optimizer(lr) if callable(optimizer) else None
+    except Exception as error:
+        wrong.add_note(f"optimizer({lr:g}) was called, which raised {type(error).__name__}: {error}")
+        raise wrong from error
+    if not is_transformation(made):
+        raise wrong
+
+
 def _as_function(optimizer: Any, like: Any, v0: Any, lr: float) -> tuple[AGM, Callable[[float], Any]]:
     """The AGM that is run or described, and the optimizer as a function of the rate; ValueError if it is neither."""
     if isinstance(optimizer, AGM):
@@ -375,11 +423,7 @@ def _as_function(optimizer: Any, like: Any, v0: Any, lr: float) -> tuple[AGM, Ca
             "optimizer is an Optax transformation of one learning rate; prediction needs runs at others. Pass a "
             "function of the rate, such as lambda lr: optax.adam(lr, b2=1 - c * lr**2), c that of like."
         )
-    if not callable(optimizer) or not is_transformation(optimizer(lr)):
-        raise ValueError(
-            f"optimizer={shown(optimizer)} must be an AGM, such as sgd() or adam(c=1.0), or a function from a learning "
-            "rate to an optax.GradientTransformation."
-        )
+    _check_function(optimizer, lr)
     if not isinstance(like, AGM) or like.quasi_static:
         raise ValueError(
             f"like={shown(like)} must be the AGM that optimizer(lr) is like in the limit, of a finite c, such as "

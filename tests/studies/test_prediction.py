@@ -215,7 +215,7 @@ class Asked:
     def at(self, rate: float) -> np.ndarray:
         return np.rint(self.times / rate**2) * rate**2
 
-    def slow(self, at: np.ndarray, copies: int) -> ss.Trajectory:
+    def slow(self, at: np.ndarray, copies: int, name: str) -> ss.Trajectory:
         return predicted(ADAM).slow
 
     def discrete(self, rate: float) -> ss.Trajectory:
@@ -394,3 +394,29 @@ def test_the_table_and_the_figure_show_what_it_was_made_of() -> None:
     plt.close("all")
     with pytest.raises(ValueError, match="name="):
         found.plot(name="nothing")
+
+
+def test_a_killed_prediction_goes_on_from_its_files(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slowsde.runs import discrete
+
+    problem, start = network()
+    settings: dict[str, Any] = {"lr": 0.01, "rates": (0.02, 0.04), "paths": 4, "save_at": 3}
+    whole = ss.predict(problem, ss.adam(c=2.0, eps=0.1), start, 0.1, **settings)
+    run, count = discrete.march_paths, 0
+
+    def killed(*given: Any, **more: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise MemoryError
+        return run(*given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(discrete, "march_paths", killed)
+        with pytest.raises(MemoryError):
+            ss.predict(problem, ss.adam(c=2.0, eps=0.1), start, 0.1, checkpoint=tmp_path / "p", **settings)
+    assert sorted(path.name for path in tmp_path.iterdir())[0].startswith("p.")
+    found = ss.predict(problem, ss.adam(c=2.0, eps=0.1), start, 0.1, checkpoint=tmp_path / "p", **settings)
+    np.testing.assert_array_equal(found.mean["trace_hessian"], whole.mean["trace_hessian"])
+    assert repr(found).startswith("<Prediction at lr=0.01 from lr=0.02, 0.04, at t=0.1, trace_hessian ")
+    assert "<table" in found._repr_html_()
