@@ -15,6 +15,7 @@ from .optimizers.optax_state import from_optax_state
 from .optimizers.sgd import sgd
 from .optimizers.shampoo import shampoo
 from .optimizers.torch_state import from_torch_optimizer
+from .problems.accumulated import accumulated
 from .problems.any_loss import Problem, from_sympy
 from .problems.classification import Classification
 from .problems.empirical_risk import EmpiricalRisk
@@ -68,6 +69,7 @@ __all__ = [
     "Trajectory",
     "Validity",
     "WeakEstimate",
+    "accumulated",
     "adalayer",
     "adam",
     "adam_eps_inside",
