@@ -10,6 +10,7 @@ from .dynamics.start import to_manifold
 from .optimizers.adam import adam, adam_eps_inside, adame, rmsprop
 from .optimizers.agm import AGM, slow_rate
 from .optimizers.blockwise import adalayer, adam_mini
+from .optimizers.factored import adafactor
 from .optimizers.grouped import grouped
 from .optimizers.optax_state import from_optax_state
 from .optimizers.sgd import sgd
@@ -70,6 +71,7 @@ __all__ = [
     "Validity",
     "WeakEstimate",
     "accumulated",
+    "adafactor",
     "adalayer",
     "adam",
     "adam_eps_inside",

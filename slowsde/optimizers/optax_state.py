@@ -27,7 +27,7 @@ MOMENTS = {
 OTHERS = {
     "ScaleByAmsgradState": "AMSGrad divides by the largest second moment so far, which never relaxes",
     "ScaleByRssState": "Adagrad divides by the sum of all squares so far, which never relaxes",
-    "FactoredState": "Adafactor keeps means over rows and columns only",
+    "FactoredState": "Adafactor keeps means over rows and columns, with no rate c (1 − β2 = k^−0.8): see adafactor",
     "ScaleByNovogradState": "NovoGrad averages gradients after it has divided them",
     "ScaleByAdaDeltaState": "Adadelta also divides by the size of its own steps",
     "ScaleByLionState": "Lion moves by the sign of a mean of gradients, which is no S(v) times it and forgets its size",

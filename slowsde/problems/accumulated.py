@@ -38,7 +38,9 @@ def accumulated(problem: P, count: int) -> P:
     count = positive_integer("count", count)
     if not isinstance(problem, AbstractProblem) or problem.noise is None:
         raise ValueError(f"problem={shown(problem)} must be a problem with a noise, such as noise=LabelNoise(1.0).")
-    return problem if count == 1 else eqx.tree_at(lambda p: p.noise, problem, _mean_of(problem.noise, count))
+    noise = problem.noise if count == 1 else _mean_of(problem.noise, count)
+    found: Any = eqx.tree_at(lambda p: p.noise, problem, noise)
+    return found
 
 
 def _mean_of(noise: AbstractNoise, count: int) -> AbstractNoise:
