@@ -10,11 +10,13 @@ from .dynamics.start import to_manifold
 from .optimizers.adam import adam, adam_eps_inside, adame, rmsprop
 from .optimizers.agm import AGM, slow_rate
 from .optimizers.blockwise import adalayer, adam_mini
+from .optimizers.factored import adafactor
 from .optimizers.grouped import grouped
 from .optimizers.optax_state import from_optax_state
 from .optimizers.sgd import sgd
 from .optimizers.shampoo import shampoo
 from .optimizers.torch_state import from_torch_optimizer
+from .problems.accumulated import accumulated
 from .problems.any_loss import Problem, from_sympy
 from .problems.classification import Classification
 from .problems.empirical_risk import EmpiricalRisk
@@ -68,6 +70,8 @@ __all__ = [
     "Trajectory",
     "Validity",
     "WeakEstimate",
+    "accumulated",
+    "adafactor",
     "adalayer",
     "adam",
     "adam_eps_inside",

@@ -110,6 +110,7 @@ CASES = {
         [a1 * w1 + a2 * w2 - y1], NET, ss.adam_mini(c, np.array([0, 1, 0, 1]), eps=epsilon), LABEL
     ),
     "Shampoo": Case([G.det() - 1], [G], ss.shampoo(c, eps=epsilon), LABEL),
+    "Adafactor": Case([G.det() - 1], [G], ss.adafactor(c, eps=epsilon), LABEL),
     "Shampoo on a vector": Case([u * v - 1], [u, v], ss.shampoo(c, eps=epsilon, exponent=0.5), LABEL),
 }
 

@@ -37,3 +37,15 @@ def totals(x: Any, labels: np.ndarray, count: int) -> Any:
     if not is_formula(x):
         return jnp.zeros(count, x.dtype).at[labels].add(x)
     return np.array([np.sum(x[labels == label]) for label in range(count)], object)
+
+
+def mean_along(x: Any, axis: int) -> Any:
+    """The mean over an axis, which is kept with length one."""
+    if is_formula(x):
+        return np.sum(x, axis=axis, keepdims=True) / x.shape[axis]
+    return jnp.sum(x, axis=axis, keepdims=True) / max(x.shape[axis], 1)  # an empty leaf has no mean, and needs none
+
+
+def quotient(a: Any, b: Any) -> Any:
+    """a/b, and 0 where both vanish."""
+    return a / b if is_formula(b) else a / jnp.where(b == 0, 1, b)

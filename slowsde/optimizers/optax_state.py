@@ -27,14 +27,16 @@ MOMENTS = {
 OTHERS = {
     "ScaleByAmsgradState": "AMSGrad divides by the largest second moment so far, which never relaxes",
     "ScaleByRssState": "Adagrad divides by the sum of all squares so far, which never relaxes",
-    "FactoredState": "Adafactor keeps means over rows and columns only",
+    "FactoredState": "Adafactor keeps means over rows and columns, with no rate c (1 − β2 = k^−0.8): see adafactor",
     "ScaleByNovogradState": "NovoGrad averages gradients after it has divided them",
     "ScaleByAdaDeltaState": "Adadelta also divides by the size of its own steps",
+    "ScaleByLionState": "Lion moves by the sign of a mean of gradients, which is no S(v) times it and forgets its size",
+    "MuonState": "Muon moves by the nearest orthogonal matrix, a function of the mean of gradients m and not S(v) m",
     "ScaleBySM3State": "SM3 keeps maxima over rows and columns only",
 }
 
 
-def from_optax_state(state: PyTree, b2: Any = None) -> PyTree:
+def from_optax_state(state: PyTree, b2: Any = None, partly: bool = False) -> PyTree:
     """The second moment v of an Optax optimizer: the `v0` with which `simulate` goes on from a training run.
 
         v = ν,  or with b2   v = ν/(1−β2^k),   ν ← β2 ν + (1−β2) g²  after k steps from ν = 0
@@ -52,6 +54,8 @@ def from_optax_state(state: PyTree, b2: Any = None) -> PyTree:
     Args:
         state: as `optimizer.init` and `optimizer.update` return it, of any precision.
         b2: β2 of the optimizer, to correct for the start ν = 0; None to leave ν as it is.
+        partly: whether some parameters may be without one, as where SGD acts on a group of them; they have None there,
+            which is the v0 of `grouped` with `sgd` for that group.
 
     Returns: a pytree like params.
     Raises: ValueError if state holds no second moment, several, or one for some parameters only; with b2, if it is not
@@ -71,13 +75,26 @@ def from_optax_state(state: PyTree, b2: Any = None) -> PyTree:
     for other in found[1:]:
         v = _merge(v, _read(other, b2), "")
     missing = [path for path, leaf in jtu.tree_flatten_with_path(v, is_leaf=_is_masked)[0] if _is_masked(leaf)]
-    if missing:
+    if missing and not partly:
         names = ", ".join("params" + jtu.keystr(path) for path in missing)
         raise ValueError(
-            f"state has no second moment for {names}: another transformation acts there (or none). The slow SDE needs "
-            f"one for every parameter; in Optax {_known()} keep one."
+            f"state has no second moment for {names}: {misfit(state) or 'another transformation acts there (or none)'}."
+            " Where SGD acts on them the AGM is grouped({'a': adam(...), 'b': sgd()}, labels), whose v needs none "
+            "there (from_optax_state(..., partly=True)); parameters that are frozen do not belong into params: close "
+            "over them in the loss."
         )
-    return v
+    return jax.tree.map(lambda leaf: None if _is_masked(leaf) else leaf, v, is_leaf=_is_masked)
+
+
+def misfit(state: PyTree) -> str:
+    """Why a transformation with this state is no AGM, in words; "" if nothing there tells."""
+    nodes = jax.tree.leaves(state, is_leaf=_is_other)
+    return next((OTHERS[type(node).__name__] for node in nodes if _is_other(node)), "")
+
+
+def _is_other(node: Any) -> bool:
+    # Muon's is there for vectors too, where it does nothing.
+    return type(node).__name__ in OTHERS and bool(jax.tree.leaves(getattr(node, "mu", True)))
 
 
 def map_moments(function: Any, state: PyTree) -> PyTree:
@@ -98,12 +115,10 @@ def steps_counted(state: PyTree) -> Array:
 
 def _moment_states(state: PyTree) -> list[Any]:
     """The states with a second moment in `state`; ValueError if there are none."""
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: _is_moment(node) or type(node).__name__ in OTHERS)
-    found = [node for node in nodes if _is_moment(node)]
+    found = [node for node in jax.tree.leaves(state, is_leaf=_is_moment) if _is_moment(node)]
     if not found:
-        reasons = [OTHERS[type(node).__name__] for node in nodes if type(node).__name__ in OTHERS]
         raise ValueError(
-            f"state has no second moment ({reasons[0] if reasons else f'it is a {type(state).__name__}'}). In Optax "
+            f"state has no second moment ({misfit(state) or f'it is a {type(state).__name__}'}). In Optax "
             f"{_known()} keep one; SGD needs no v0."
         )
     return found

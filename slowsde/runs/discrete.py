@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from manifolds.maps.limit_map import as_rank, check_limit, compiled_limit_point
-from manifolds.support.precision import on_device
+from manifolds.support.coordinates import Coordinates, check_parameters
+from manifolds.support.precision import on_device, working_precision
 from manifolds.support.user_functions import shown
 
 from ..dynamics.digest import drawn_digest, traced_digest
@@ -20,15 +22,17 @@ from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE
 from ..metrics.sharpness import adaptive_sharpness
 from ..optimizers.agm import AGM
+from ..optimizers.optax_fit import accumulation, check_injected_rate, check_updates
 from ..optimizers.sgd import no_state, sgd
 from ..problems.abstract import AbstractProblem
+from ..problems.accumulated import accumulated
 from ..support.arguments import check_lr, flag, positive_integer
 from ..support.effort import MOST_STEPS, check_steps
 from ..support.pieces import EVERY
 from .frame import diverged, run
 from .landing import Landed, arrives, land
 from .request import Outcome, Request, key_stats, request
-from .stacked import attempted, scattered, stack_leaves
+from .stacked import attempted, scattered, stack_leaves, start_of
 from .steps import AGMStep, OptaxStep, State, agm_run, is_transformation, optax_run
 from .trajectory import Trajectory
 
@@ -75,6 +79,8 @@ def run_discrete(
     is the metric of the return to Γ and of metrics that ask for it, and β2, which is measured, must be that of like.c.
     Without `like`, v is None and the return Euclidean: the points move by O(η), as much as the gap itself, so give
     it to compare with a slow SDE. (Random numbers that the transformation draws for itself are those of all paths.)
+    `optax.MultiSteps(transformation, K)` takes K gradients, each with the noise of `problem`, for a step: k and
+    num_steps count steps, and the slow SDE is that of `accumulated(problem, K)`, with Σ/K.
 
     Args:
         problem, params0, t1, paths, key, save_at, metrics, route, rank, dtype, throw, progress, checkpoint,
@@ -125,25 +131,48 @@ def run_discrete(
     lr = check_lr(lr)
     positive_integer("max_steps", max_steps)
     flag("project", project)
-    check_steps((asked.t1 - asked.t0) / lr**2, max_steps, f"lr={lr:g} to t1={t1:g}", "raise lr or lower t1 (t = k·lr²)")
+    steps = saved_steps(asked.times, t0, lr)
+    start = start_of(params0, 0) if asked.stacked else params0
+    every = gradients_per_step(optimizer, start, like, int(steps[-1]), lr, v0=v0, dtype=dtype)
+    check_steps(
+        every * (asked.t1 - asked.t0) / lr**2, max_steps, f"lr={lr:g} to t1={t1:g}", "raise lr or lower t1 (t = k·lr²)"
+    )
     b2 = second_momentum(agm, lr) if agm is optimizer else None
     if agm is not optimizer and like is None and adaptive_sharpness in asked.metrics.values():
         raise ValueError(
             "metrics: adaptive_sharpness is tr S(v)H, and Optax does not tell S: pass like=adam(...), say."
         )
-    settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": saved_steps(asked.times, t0, lr)}
+    settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": every * steps, "every": every}
     iterate = partial(_iterate, project=project, **settings)
     own, given = agm is optimizer, (problem, agm, params0, v0)
     how = {"own_state": not own, "described": own or like is not None, "settings": partial(belonging_of, **settings)}
+    how["belongs"] = accumulated(problem, every) if every > 1 else problem
     return run(asked, *given, iterate, "discrete", **how)
 
 
+def gradients_per_step(
+    optimizer: Any, params0: PyTree, like: AGM | None, steps: int, lr: float, *, v0: PyTree = None, dtype: Any
+) -> int:
+    """How many gradients a step of `optimizer` takes; ValueError where it does not fit what it is said to be `like`."""
+    if not is_transformation(optimizer):
+        return 1
+    check_parameters(params0)
+    with working_precision(dtype) as precision:
+        chart = Coordinates.of(params0)
+        params = chart.unravel_arrays(jnp.zeros(chart.size, precision))
+        every = accumulation(optimizer, params, steps)
+        check_updates(optimizer, params, every, like is not None)
+        if like is not None and like.schedule is None:
+            check_injected_rate(optimizer.init(params) if v0 is None else v0, lr)
+        return every
+
+
 def begun_by(
-    sde: SlowSDE, optimizer: Any, x0: Array, v0: PyTree, t0: float, lr: float, b2: float | None
+    sde: SlowSDE, optimizer: Any, x0: Array, v0: PyTree, t0: float, lr: float, b2: float | None, every: int = 1
 ) -> tuple[AGMStep | OptaxStep, State, float | None]:
     """The step of an optimizer, its state at x0, and its β2, which is measured where it is not given (Optax)."""
     if b2 is None:
-        return optax_run(sde, optimizer, x0, v0, lr)
+        return optax_run(sde, optimizer, x0, v0, lr, every)
     return *agm_run(sde, x0, v0, t0, lr, b2), b2
 
 
@@ -157,9 +186,18 @@ class _Begun(NamedTuple):
 
 
 def _begun(
-    asked: Request, sde: SlowSDE, x0: Array, *, v0: PyTree, optimizer: Any, lr: float, b2: float | None, project: bool
+    asked: Request,
+    sde: SlowSDE,
+    x0: Array,
+    *,
+    v0: PyTree,
+    optimizer: Any,
+    lr: float,
+    b2: float | None,
+    every: int,
+    project: bool,
 ) -> _Begun:
-    step, state, b2 = begun_by(sde, optimizer, x0, v0, asked.t0, lr, b2)
+    step, state, b2 = begun_by(sde, optimizer, x0, v0, asked.t0, lr, b2, every)
     return _Begun(_at_rank(sde, x0, state[2], asked.rank) if project else sde, step, state, b2)
 
 
@@ -205,11 +243,12 @@ def go_on(
         xs, landed, residual = _landed(sde, known, xs, vs)
     else:
         landed, residual = ~ran_off, _residuals(sde, xs)
-    good, ts = finite & landed & reached, steps[1:] * lr**2
+    good, ts = finite & landed & reached, steps[1:] // step.every * lr**2
     stats = {
         "lr": float(lr),
         **({} if b2 is None else {"b2": b2}),
-        "num_steps": int(steps[-1] - steps[0]),
+        "num_steps": int(steps[-1] - steps[0]) // step.every,
+        **({} if step.every == 1 else {"gradients_per_step": step.every}),
         "projected": project,
         "residual": residual,
         # What `resume` needs besides the states.
@@ -239,7 +278,9 @@ def _ranked(sde: SlowSDE, rank: int) -> SlowSDE:
     return eqx.tree_at(lambda s: s.rank, sde, found, is_leaf=lambda leaf: leaf is None)
 
 
-def belonging_of(sde: SlowSDE, x0: Array, *, optimizer: Any, lr: float, b2: float | None, steps: np.ndarray) -> Any:
+def belonging_of(
+    sde: SlowSDE, x0: Array, *, optimizer: Any, lr: float, b2: float | None, steps: np.ndarray, every: int
+) -> Any:
     """What a checkpoint of a discrete run belongs to besides what any does."""
     known = {"lr": float(lr), "b2": b2, "gradients": drawn_digest(sde, x0), "start": int(steps[0])}
     if b2 is None:
@@ -337,7 +378,10 @@ def _path(shared: Any, numbered: tuple[Array, State]) -> tuple[tuple[Array, Stat
     key = jr.fold_in(key, index)
 
     def one_step(k: Array, state: State) -> State:
-        return step(sde, k, state, sde.stochastic_gradient(state[0], jr.fold_in(key, k)))
+        own = jr.fold_in(key, k // step.every)
+        if step.every > 1:
+            own = jr.fold_in(own, k % step.every)
+        return step(sde, k, state, sde.stochastic_gradient(state[0], own))
 
     state, saved = stepped(window, one_step, state, lambda state: (state[0], state[2]))
     return (index, state), saved

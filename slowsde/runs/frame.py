@@ -123,18 +123,20 @@ def run(
     label: str,
     described: bool = True,
     settings: Callable[[SlowSDE, Array], dict[str, Any]] = lambda sde, x0: {},
+    belongs: AbstractProblem | None = None,
     **how: Any,
 ) -> Trajectory:
     """The trajectory of a run: prepared (`how` are keywords of `prepared`), solved, recorded.
 
     `described` says whether `optimizer` is what is run, or stands in for one that is not known; `settings` are those of
-    this kind of run, to which its checkpoint belongs. `RunError` where a path failed, if the request says so, and
+    this kind of run, to which its checkpoint belongs; `belongs` is the problem whose slow SDE is its limit, if that is
+    not `problem`. `RunError` where a path failed, if the request says so, and
     `Interrupted` after Ctrl-C. Of many starts `solve` gets all, (starts, p)."""
     given = problem, optimizer, start_of(params0, 0) if asked.stacked else params0
     with prepared(asked, *given, v0, **how) as (sde, x0, v0):
         if asked.stacked:
             x0 = flat_starts(params0, asked.paths, x0)
-        digest = digests(*given, known=described)
+        digest = digests(belongs or problem, *given[1:], known=described)
         keeps = asked.pieces.checkpoint
         if keeps is not None:
             keeps.open(belonging(asked, sde, x0, v0, digest | settings(sde, x0[0] if asked.stacked else x0)))

@@ -22,11 +22,12 @@ from ..dynamics.solve import Solved
 from ..dynamics.solvers.state import SlowState
 from ..optimizers.agm import AGM
 from ..problems.abstract import AbstractProblem
+from ..problems.accumulated import accumulated
 from ..problems.route import Route
 from ..support import arguments
 from ..support.files import is_array
 from ..support.pieces import EVERY
-from .discrete import begun_by, belonging_of, described, go_on, saved_steps, second_momentum
+from .discrete import begun_by, belonging_of, described, go_on, gradients_per_step, saved_steps, second_momentum
 from .frame import check_digest, run
 from .request import Outcome, Request, key_stats, request
 from .simulate import outcome_of, simulate
@@ -107,17 +108,20 @@ def _discrete_onward(
     """A discrete run from where its iterates ended, with all that the optimizer remembers."""
     agm, stats, lr = described(optimizer, like), trajectory.stats, float(trajectory.stats["lr"])
     b2 = second_momentum(agm, lr) if agm is optimizer else None
-    settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": saved_steps(asked.times, asked.t0, lr)}
+    steps = saved_steps(asked.times, asked.t0, lr)
+    every = gradients_per_step(optimizer, first, like, int(steps[-1]), lr, dtype=asked.dtype)
+    settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": every * steps, "every": every}
 
     def onward(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree) -> Outcome:
-        step, state, measured = begun_by(sde, optimizer, x0, None, asked.t0, lr, b2)
+        step, state, measured = begun_by(sde, optimizer, x0, None, asked.t0, lr, b2, every)
         states = jax.tree.unflatten(jax.tree.structure(state), [np.asarray(leaf) for leaf in trajectory.end or ()])
         numbers, ranks = np.arange(asked.paths), [None if r < 0 else r for r in np.asarray(stats["landed_at_ranks"])]
         how = {"b2": measured, "lr": lr, "steps": settings["steps"], "project": stats["projected"]}
         return go_on(asked, sde, step, states, numbers, ranks, **how)
 
+    whole = accumulated(problem, every) if every > 1 else problem
     known, belongs = agm is optimizer or like is not None, partial(belonging_of, **settings)
-    return run(asked, problem, agm, first, None, onward, "discrete", described=known, settings=belongs)
+    return run(asked, problem, agm, first, None, onward, "discrete", described=known, settings=belongs, belongs=whole)
 
 
 def _onward(

@@ -1,6 +1,6 @@
 """One step of a discrete optimizer on flat coordinates: an AGM's own, or that of an Optax transformation."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -15,6 +15,7 @@ from ..dynamics.checks import check_state
 from ..dynamics.slow_sde import SlowSDE, equilibrium
 from ..dynamics.start import initial_state
 from ..optimizers.agm import AGM
+from ..optimizers.optax_fit import before_step, check_accumulated
 from ..optimizers.optax_state import from_optax_state, map_moments, steps_counted
 
 Vector = Float[Array, " p"]
@@ -33,6 +34,8 @@ class AGMStep(eqx.Module):
 
     lr: Array
     b2: Array
+
+    every: ClassVar[int] = 1  # gradients a step
 
     def __call__(self, sde: SlowSDE, k: Array, state: State, g: Vector) -> State:
         """Step number k + 1, along the stochastic gradient g; m is all that is remembered besides v."""
@@ -53,12 +56,15 @@ class AGMStep(eqx.Module):
 
 
 class OptaxStep(eqx.Module):
-    """θ ← θ + update(g, state, θ); v is read from the state, where the AGM that is like the transformation has one."""
+    """θ ← θ + update(g, state, θ); v is read from the state, where the AGM that is like the transformation has one.
+
+    Where gradients are accumulated this is a micro-step, of which `every` make a step."""
 
     transformation: Any
     b2: Array | None  # to correct v with
     has_state: bool = eqx.field(static=True)
     keys: tuple[Any, ...] = eqx.field(static=True)  # of each leaf of its memory the kind of random key that it is
+    every: int = eqx.field(static=True)
 
     def __call__(self, sde: SlowSDE, k: Array, state: State, g: Vector) -> State:
         """One step along the stochastic gradient g."""
@@ -67,7 +73,7 @@ class OptaxStep(eqx.Module):
         updates, memory = self.transformation.update(chart.unravel_arrays(g), memory, chart.unravel_arrays(theta))
         # Not `optax.apply_updates`: Optax is not imported, and its updates may be of another precision.
         theta = theta + ravel(updates).astype(theta.dtype)
-        return theta, _as_numbers(memory), sde.arranged(from_optax_state(memory, self.b2)) if self.has_state else v
+        return theta, _as_numbers(memory), _state_of(sde, memory, self.b2) if self.has_state else v
 
 
 def _kinds_of_keys(memory: PyTree) -> tuple[Any, ...]:
@@ -99,11 +105,12 @@ def agm_run(sde: SlowSDE, x0: Vector, v0: PyTree, t0: float, lr: float, b2: floa
 
 
 def optax_run(
-    sde: SlowSDE, transformation: Any, x0: Vector, state0: PyTree, lr: float
+    sde: SlowSDE, transformation: Any, x0: Vector, state0: PyTree, lr: float, every: int = 1
 ) -> tuple[OptaxStep, State, float | None]:
     """The step of an Optax transformation that is like `sde.optimizer`, its state at x0, and its β2 if it has one.
 
-    A fresh state for state0 = None. ValueError if state0 is none of its states, or if v is not that of `sde.optimizer`.
+    It steps once in `every` updates. A fresh state for state0 = None. ValueError if state0 is none of its states, or if
+    v is not that of `sde.optimizer`.
     """
     params = sde.chart.unravel_arrays(x0)
     fresh = transformation.init(params)
@@ -122,20 +129,32 @@ def optax_run(
             "None for a fresh start."
         )
     memory = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), memory, expected)
+    check_accumulated(memory)
     keys, numbers = _kinds_of_keys(memory), _as_numbers(memory)
     if not jax.tree.leaves(sde.state_shapes()):
-        return OptaxStep(transformation, None, False, keys), (x0, numbers, None), None
-    b2 = _second_momentum(transformation, fresh, params)
+        return OptaxStep(transformation, None, False, keys, every), (x0, numbers, None), None
+    b2 = _second_momentum(transformation, before_step(fresh, every), params)
     _check_rate(sde.optimizer, b2, lr, x0.dtype)
     corrected = sde.optimizer.bias_correction
     # 0/0 of a fresh state: its expectation after one step takes the place.
     if corrected and steps_counted(memory) == 0:
-        v = equilibrium(sde, x0)  # that of one gradient, on average
+        # That of one gradient, on average, or of the mean of several.
+        v = jax.tree.map(lambda leaf: leaf / every, equilibrium(sde, x0))
     else:
-        v = sde.arranged(from_optax_state(memory, b2 if corrected else None))
+        v = _state_of(sde, memory, b2 if corrected else None)
     check_state(sde, v, "the second moment of this transformation")
-    step = OptaxStep(transformation, jnp.asarray(b2, x0.dtype) if corrected else None, True, keys)
+    step = OptaxStep(transformation, jnp.asarray(b2, x0.dtype) if corrected else None, True, keys, every)
     return step, (x0, numbers, v), b2
+
+
+def _state_of(sde: SlowSDE, memory: PyTree, b2: Any) -> PyTree:
+    """v of `sde.optimizer` in what a transformation remembers; ValueError where it asks for more."""
+    v = from_optax_state(memory, b2, partly=True)
+    arranged = sde.arranged(v)
+    # Groups that keep no second moment need none.
+    if jax.tree.structure(arranged) != jax.tree.structure(sde.state_shapes()):
+        from_optax_state(memory, partly=False)  # which says for which parameters there is none
+    return arranged
 
 
 def _second_momentum(transformation: Any, state: PyTree, params: PyTree) -> float:
@@ -143,7 +162,7 @@ def _second_momentum(transformation: Any, state: PyTree, params: PyTree) -> floa
     nothing = jax.tree.map(jnp.zeros_like, params)
     # Optax does not let its settings be read back, but β2 can be measured.
     _, after = transformation.update(nothing, map_moments(jnp.ones_like, state), params)
-    left = np.asarray(ravel(from_optax_state(after)))
+    left = np.asarray(ravel(from_optax_state(after, partly=True)))
     if np.ptp(left) > 1e-6 * (1 - left.min()):
         raise ValueError(
             f"The transformation has several β2, from {left.min()} to {left.max()}, and like has one c. Leave out like."

@@ -24,8 +24,9 @@ from ..optimizers.agm import AGM
 from ..plot.cards import card, in_columns
 from ..plot.predictions import plot_prediction
 from ..problems.abstract import AbstractProblem
+from ..problems.accumulated import accumulated
 from ..problems.route import Route
-from ..runs.discrete import run_discrete
+from ..runs.discrete import gradients_per_step, run_discrete
 from ..runs.simulate import simulate
 from ..runs.steps import is_transformation
 from ..runs.trajectory import RunError, Trajectory
@@ -235,11 +236,13 @@ def predict(
     as_checkpoint(checkpoint, checkpoint_every)
     slowly = {"key": jr.fold_in(base, 0), "solver": solver, "dt": dt, "rtol": rtol}
     fastly = {"like": like, "project": project, "max_steps": max_steps, "paths": int(paths), "throw": False}
+    every = gradients_per_step(at_rate(lr), params0, like, int(steps_in(times, lr)[-1]), lr, dtype=dtype)
+    limit = accumulated(problem, every) if every > 1 else problem
     many = SLOW_PATHS * paths if slow_paths is None else arguments.positive_integer("slow_paths", slow_paths)
     how = {"slowly": shared | slowly, "fastly": shared | fastly, "checkpoint": checkpoint}
-    ask = Runs((problem, agm, params0), at_rate, times, base, copies=many if diffuses else 1, **how)
+    ask = Runs((limit, agm, params0), problem, at_rate, times, base, copies=many if diffuses else 1, **how)
     first = ask.slow(times, FEW_SLOW if diffuses else 1, "slow")
-    setting = Setting(problem, agm, first, times, t0, route)
+    setting = Setting(limit, agm, first, times, t0, route)
     admitted = chosen_rates(lr, setting) if given is None else doubts(given, setting)
     return _by_stages(ask, admitted, lr, _delay(first, agm, diffuses))
 
@@ -248,6 +251,7 @@ class Runs(NamedTuple):
     """The runs of one prediction: how each is asked for."""
 
     of: tuple[AbstractProblem, AGM, PyTree]
+    drawn: AbstractProblem  # with the noise of one gradient, where a step averages several
     at_rate: Callable[[float], Any]
     times: np.ndarray
     key: PRNGKeyArray
@@ -271,13 +275,13 @@ class Runs(NamedTuple):
 
     def discrete(self, rate: float) -> Trajectory:
         """Runs at a rate, saved at the whole steps nearest to `times`."""
-        problem, _, params0 = self.of
+        params0 = self.of[2]
         at = self.at(rate)
         # One key for all rates: runs of one number then correlate, which takes 5 to 35 % off the variance of weights of
         # alternating signs. (Antithetic noise would do harm: observables are even in it, with a correlation of 0.999.)
         key = jr.fold_in(self.key, 1)
         how = {"key": key, "checkpoint": self.file(f"lr-{rate:g}"), **self.fastly}
-        return run_discrete(problem, self.at_rate(rate), params0, at[-1], lr=rate, save_at=at, **how)
+        return run_discrete(self.drawn, self.at_rate(rate), params0, at[-1], lr=rate, save_at=at, **how)
 
 
 Delay = Callable[[float, np.ndarray], np.ndarray]

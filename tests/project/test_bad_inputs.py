@@ -343,13 +343,14 @@ def parameters() -> Iterator[Row]:
 
 
 def optimizers() -> Iterator[Row]:
-    for make in (ss.adam, ss.rmsprop, ss.adam_mini, ss.adalayer, ss.shampoo, ss.adam_eps_inside):
+    for make in (ss.adam, ss.rmsprop, ss.adam_mini, ss.adalayer, ss.shampoo, ss.adafactor, ss.adam_eps_inside):
         yield from each((make,), "c", (0.0, -1.0, *NO_NUMBER), "c=")
         yield from each((make,), "eps", (-1e-8, INF, *NO_NUMBER), "eps=", c=1.0)
-    for make in (ss.adam, ss.adam_mini, ss.shampoo):
+    for make in (ss.adam, ss.adam_mini, ss.shampoo, ss.adafactor):
         yield from each((make,), "b1", (1.0, -0.1, *NO_NUMBER), "b1=", c=1.0)
     yield from each((ss.sgd,), "b1", (1.0, -0.1, *NO_NUMBER), "b1=")
     yield from each((ss.adame,), "lam", (1.0, -0.1, *NO_NUMBER), "lam=", c=1.0)
+    yield from each((ss.adafactor,), "min_size", (0, 1.5, *NO_NUMBER), "min_size=", c=1.0)
     yield from each((ss.shampoo,), "exponent", (0.0, -0.1, 1.5, *NO_NUMBER), "exponent=", c=1.0)
     mask = {"w": True, "b": False}
     yield from each((ss.sgd,), "weight_decay", (-0.1, "0.1", NAN, INF, 1j, {"w": "x"}), "weight_decay")
