@@ -137,7 +137,7 @@ def test_a_rate_that_was_changed_in_the_state_is_the_rate() -> None:
     state.hyperparams["learning_rate"] = jax.numpy.asarray(2 * LR)
     slower = ss.adam(C / 4, eps=EPS, bias_correction=True)  # of the same β2
     how: dict[str, Any] = {"like": slower, "save_at": [0.048], "paths": 2}
-    with pytest.raises(ValueError, match="lr=0.02, but the state .* learning_rate=0.04"):
+    with pytest.raises(ValueError, match=r"lr=0.02, but the state .* learning_rate=0.04"):
         ss.run_discrete(PROBLEM, INJECTED, START, 0.048, lr=LR, v0=state, **how)
     half = ss.run_discrete(PROBLEM, INJECTED, START, 0.048, lr=2 * LR, v0=state, project=False, **how)
     rest = ss.resume(PROBLEM, INJECTED, half, 0.096, like=slower, save_at=[0.096])
