@@ -75,7 +75,8 @@ def _after(
         after = transformation.update(ones, before, params)[1]
         return of(next(node for node in jax.tree.leaves(after, is_leaf=_is_waiting) if _is_waiting(node)))
 
-    return jax.jit(jax.vmap(one))(steps)
+    # One by one: with large parameters a thousand at once might not fit into memory.
+    return jax.jit(lambda steps: jax.lax.map(one, steps))(steps)
 
 
 def before_step(state: PyTree, every: int) -> PyTree:

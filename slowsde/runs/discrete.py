@@ -131,17 +131,16 @@ def run_discrete(
     lr = check_lr(lr)
     positive_integer("max_steps", max_steps)
     flag("project", project)
-    steps = saved_steps(asked.times, t0, lr)
-    start = start_of(params0, 0) if asked.stacked else params0
-    every = gradients_per_step(optimizer, start, like, int(steps[-1]), lr, v0=v0, dtype=dtype)
-    check_steps(
-        every * (asked.t1 - asked.t0) / lr**2, max_steps, f"lr={lr:g} to t1={t1:g}", "raise lr or lower t1 (t = k·lr²)"
-    )
+    taken, remedy = (asked.t1 - asked.t0) / lr**2, "raise lr or lower t1 (t = k·lr²)"
+    check_steps(taken, max_steps, f"lr={lr:g} to t1={t1:g}", remedy)
     b2 = second_momentum(agm, lr) if agm is optimizer else None
     if agm is not optimizer and like is None and adaptive_sharpness in asked.metrics.values():
         raise ValueError(
             "metrics: adaptive_sharpness is tr S(v)H, and Optax does not tell S: pass like=adam(...), say."
         )
+    steps, start = saved_steps(asked.times, t0, lr), start_of(params0, 0) if asked.stacked else params0
+    every = gradients_per_step(optimizer, start, like, int(steps[-1]), dtype, lr=lr, v0=v0)
+    check_steps(every * taken, max_steps, f"lr={lr:g} to t1={t1:g}, {every} gradients a step,", remedy)
     settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": every * steps, "every": every}
     iterate = partial(_iterate, project=project, **settings)
     own, given = agm is optimizer, (problem, agm, params0, v0)
@@ -151,9 +150,10 @@ def run_discrete(
 
 
 def gradients_per_step(
-    optimizer: Any, params0: PyTree, like: AGM | None, steps: int, lr: float, *, v0: PyTree = None, dtype: Any
+    optimizer: Any, params0: PyTree, like: AGM | None, steps: int, dtype: Any, *, lr: Any = None, v0: PyTree = None
 ) -> int:
-    """How many gradients a step of `optimizer` takes; ValueError where it does not fit what it is said to be `like`."""
+    """How many gradients a step of `optimizer` takes; ValueError where it does not fit what it is said to be `like`, or
+    lr, if that is given, is not the rate in its state."""
     if not is_transformation(optimizer):
         return 1
     check_parameters(params0)
@@ -162,7 +162,7 @@ def gradients_per_step(
         params = chart.unravel_arrays(jnp.zeros(chart.size, precision))
         every = accumulation(optimizer, params, steps)
         check_updates(optimizer, params, every, like is not None)
-        if like is not None and like.schedule is None:
+        if lr is not None and like is not None and like.schedule is None:
             check_injected_rate(optimizer.init(params) if v0 is None else v0, lr)
         return every
 

@@ -109,7 +109,7 @@ def _discrete_onward(
     agm, stats, lr = described(optimizer, like), trajectory.stats, float(trajectory.stats["lr"])
     b2 = second_momentum(agm, lr) if agm is optimizer else None
     steps = saved_steps(asked.times, asked.t0, lr)
-    every = gradients_per_step(optimizer, first, like, int(steps[-1]), lr, dtype=asked.dtype)
+    every = gradients_per_step(optimizer, first, like, int(steps[-1]), asked.dtype)
     settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": every * steps, "every": every}
 
     def onward(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree) -> Outcome:

@@ -236,7 +236,7 @@ def predict(
     as_checkpoint(checkpoint, checkpoint_every)
     slowly = {"key": jr.fold_in(base, 0), "solver": solver, "dt": dt, "rtol": rtol}
     fastly = {"like": like, "project": project, "max_steps": max_steps, "paths": int(paths), "throw": False}
-    every = gradients_per_step(at_rate(lr), params0, like, int(steps_in(times, lr)[-1]), lr, dtype=dtype)
+    every = gradients_per_step(at_rate(lr), params0, like, int(steps_in(times, lr)[-1]), dtype)
     limit = accumulated(problem, every) if every > 1 else problem
     many = SLOW_PATHS * paths if slow_paths is None else arguments.positive_integer("slow_paths", slow_paths)
     how = {"slowly": shared | slowly, "fastly": shared | fastly, "checkpoint": checkpoint}

@@ -130,6 +130,20 @@ def test_injected_settings_are_those_that_were_given() -> None:
     assert difference((plain.params, plain.v), (injected.params, injected.v)) < 1e-12
 
 
+def test_a_rate_that_was_changed_in_the_state_is_the_rate() -> None:
+    """As training loops do with a state of inject_hyperparams; the run goes on with it."""
+    params = jax.tree.map(jax.numpy.asarray, START)
+    state = INJECTED.update(params, INJECTED.init(params), params)[1]
+    state.hyperparams["learning_rate"] = jax.numpy.asarray(2 * LR)
+    slower = ss.adam(C / 4, eps=EPS, bias_correction=True)  # of the same β2
+    how: dict[str, Any] = {"like": slower, "save_at": [0.048], "paths": 2}
+    with pytest.raises(ValueError, match=r"lr=0.02, but the state .* learning_rate=0.04"):
+        ss.run_discrete(PROBLEM, INJECTED, START, 0.048, lr=LR, v0=state, **how)
+    half = ss.run_discrete(PROBLEM, INJECTED, START, 0.048, lr=2 * LR, v0=state, project=False, **how)
+    rest = ss.resume(PROBLEM, INJECTED, half, 0.096, like=slower, save_at=[0.096])
+    assert np.isfinite(rest.params["u"]).all()
+
+
 LABELS = {"u": "a", "v": "b"}
 PARTLY = ss.grouped({"a": ss.adam(C, b1=0.0, eps=EPS, bias_correction=True), "b": ss.sgd(bias_correction=True)}, LABELS)
 SPLIT = optax.multi_transform({"a": optax.adam(LR, b1=0.0, b2=B2, eps=EPS), "b": optax.sgd(LR)}, LABELS)

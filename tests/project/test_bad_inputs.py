@@ -191,6 +191,8 @@ def words() -> Iterator[Row]:
     yield from each(RUNS, "route", ("fast", None, 3), "route={} is not one of")
     yield from each(RUNS, "route", ("kernel", "matrix_free"), "route={} is not available for this problem")
     yield from each(RUNS, "dtype", ("float16", "int32", "double precision", None), "dtype=")
+    yield from each((functools.partial(ss.accumulated, LINE),), "count", (0, -1, 1.5, *NO_NUMBER), "count=")
+    yield functools.partial(ss.accumulated, ss.Problem(valley), 2), "with a noise"
     yield from each((ss.LabelNoise,), "kind", ("uniform", None, 3), "kind={} is not", std=0.5)
 
 
