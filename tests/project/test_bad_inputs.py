@@ -534,6 +534,15 @@ def geometry() -> Iterator[Row]:
         ):
             yield functools.partial(call, circle, START, metric), said
     yield from each((mf.limit_map,), "rank", (0, 3, 1.0, True), "rank={}", loss=circle, x=START)
+    off, on, two = np.array([1.3, 0.2]), np.array([1.0, 0.0]), np.ones((2, 1))
+    yield functools.partial(mf.projector, lambda x: x[0] ** 2 - x[1] ** 2, np.zeros(2)), "params is a saddle"
+    yield functools.partial(mf.projector, circle, off), "not on the manifold of minimizers"
+    yield functools.partial(mf.project, circle, off, None, off), "not on the manifold of minimizers"
+    yield functools.partial(mf.second_derivative, circle, off, None, two), "not on the manifold of minimizers"
+    for value, said in ((np.ones(3), "has shape (3"), (np.array([1.0, NAN]), "has entries that are NaN or infinite")):
+        yield functools.partial(mf.project, circle, on, None, value), f"w {said}"
+        yield functools.partial(mf.second_derivative, circle, on, None, value[:, None]), f"factor {said}"
+        yield functools.partial(mf.contract_third, circle, on, np.outer(value, value)), f"matrix {said}"
     for entries in (np.array([1.0, -1.0]), np.array([1.0, NAN]), np.array([0.0, 1.0])):
         yield functools.partial(mf.Diagonal, entries), "metric is not positive and finite"
 
