@@ -9,15 +9,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from . import second_order
 from .losses.abstract import AbstractLoss
 from .losses.scalar import ScalarLoss
 from .maps.limit_map import LimitPoint, ManifoldError, as_rank, check_limit, compiled_limit_point
+from .maps.on_manifold import check_on_manifold, off_manifold
 from .maps.return_map import Returned, ranked_return
 from .metrics.abstract import AbstractMetric
 from .metrics.conversion import as_metric
+from .normal.normal_space import AbstractNormalSpace
 from .support.compilation import compiled, compiled_once
 from .support.coordinates import Coordinates, check_finite, ravel
 from .support.precision import in_working_precision, is_traced
@@ -98,18 +101,21 @@ def return_to_manifold(loss: Loss, x: PyTree, metric: Any = None, *, rank: int |
 def project(loss: Loss, x: PyTree, metric: Any, w: PyTree) -> PyTree:
     """Π w, Π = ∂Φ_S(x) at x on Γ: the oblique projection on the tangent space along S·(normal space).
 
+    Raises ValueError if x is not on Γ, or w is not like x or not finite.
+
     Example:
         >>> project(lambda x: 0.25 * (x @ x - 1) ** 2, jnp.array([1.0, 0.0]), None, jnp.array([1.0, 1.0]))
         array([0., 1.])
     """
     loss, x, metric, chart = _on_coordinates(loss, x, metric)
+    w = _entries("w", ravel(w), x.size)
     # Tangent vectors have no leaves that are no arrays: None in their place, as in gradients.
-    return chart.unravel_arrays(loss.normal_space(x, metric).project(ravel(w)))
+    return chart.unravel_arrays(_normal_space(loss, x, metric).project(w))
 
 
 @in_working_precision
 def projector(loss: Loss, x: PyTree, metric: Any = None) -> Float[Array, "p p"]:
-    """Π = S^½ Q0 S^-½ as a (p, p) matrix in flat coordinates, at x on Γ.
+    """Π = S^½ Q0 S^-½ as a (p, p) matrix in flat coordinates, at x on Γ; ValueError if it is not.
 
     Example:
         >>> projector(lambda x: 0.25 * (x @ x - 1) ** 2, jnp.array([1.0, 0.0])).round(12)
@@ -117,7 +123,7 @@ def projector(loss: Loss, x: PyTree, metric: Any = None) -> Float[Array, "p p"]:
                [0., 1.]])
     """
     loss, x, metric, chart = _on_coordinates(loss, x, metric)
-    return loss.normal_space(x, metric).project(jnp.eye(chart.size, dtype=x.dtype))
+    return _normal_space(loss, x, metric).project(jnp.eye(chart.size, dtype=x.dtype))
 
 
 @in_working_precision
@@ -125,7 +131,8 @@ def contract_third(loss: Callable[[PyTree], Any], x: PyTree, matrix: Any) -> PyT
     """T[M] = ∇⟨∇²L(x), M⟩, M held fixed: the contraction of the third derivative with a symmetric M, params-like.
 
     `matrix` is a (p, p) array, a metric, or a pair of factors (U, W), each (p, k), for M = ½(UWᵀ + WUᵀ). No p×p×p
-    array is formed. Always the full vector: takes a loss function, not a least-squares object.
+    array is formed. Always the full vector: takes a loss function, not a least-squares object. Raises ValueError for a
+    matrix of another size, or one that is not finite.
 
     Example:
         >>> contract_third(lambda x: x[0] ** 2 * x[1], jnp.ones(2), jnp.eye(2))
@@ -140,6 +147,7 @@ def contract_third(loss: Callable[[PyTree], Any], x: PyTree, matrix: Any) -> PyT
         # M = Σ_k e_k (M e_k)ᵀ, column by column in blocks, so that no p×p×p array is met.
         columns = jnp.eye(chart.size, dtype=x.dtype)
         left, right = columns, matrix(columns) if isinstance(matrix, AbstractMetric) else matrix
+    left, right = _entries("matrix", left, x.size), _entries("matrix", right, x.size)
     return chart.unravel_arrays(scalar.contract_factors(x, left, right))
 
 
@@ -147,7 +155,8 @@ def contract_third(loss: Callable[[PyTree], Any], x: PyTree, matrix: Any) -> PyT
 def second_derivative(loss: Loss, x: PyTree, metric: Any, factor: Float[Array, "p r"]) -> PyTree:
     """∂²Φ_S(x)[S B Bᵀ S] at x on Γ, params-like: twice the Itô drift that gradient noise of covariance B Bᵀ causes.
 
-    Computed as −Π S T[C] − S^½(H')⁺S^½ T[Σ_∥] (Lyapunov weights, no derivative through the flow).
+    Computed as −Π S T[C] − S^½(H')⁺S^½ T[Σ_∥] (Lyapunov weights, no derivative through the flow). Raises ValueError if
+    x is not on Γ, or factor has not p rows or is not finite.
 
     Example:
         >>> circle = lambda x: 0.25 * (x @ x - 1) ** 2
@@ -157,9 +166,38 @@ def second_derivative(loss: Loss, x: PyTree, metric: Any, factor: Float[Array, "
     loss, x, metric, chart = _on_coordinates(loss, x, metric)
     # By the formula, not through the flow: on Γ the flow stops at once, so that automatic differentiation of
     # `limit_map` would give the second derivative of the return alone, which is another one off the tangent space.
-    normal = loss.normal_space(x, metric)
+    factor = _entries("factor", factor, x.size)
+    normal = _normal_space(loss, x, metric)
     drift = second_order.tangential_drift(loss, x, normal, factor) + second_order.normal_drift(loss, x, normal, factor)
     return chart.unravel_arrays(2 * drift)
+
+
+def _normal_space(loss: AbstractLoss, x: Array, metric: AbstractMetric) -> AbstractNormalSpace:
+    """The normal space at x; ValueError unless x is on Γ, ManifoldError at a saddle.
+
+    Off Γ eigenvectors of the Hessian are those of nothing: on the circle, where it has full rank, Π was zero there.
+    """
+    normal = loss.normal_space(x, metric)
+    if not is_traced(loss, x, metric):
+        check_on_manifold(off_manifold(loss, x, normal))
+        if isinstance(loss, ScalarLoss) and (lowest := float(loss.negative_curvature(x))) < 0:
+            raise ManifoldError(
+                f"params is a saddle or a maximum: the Hessian there has the eigenvalue {lowest:.3g}. Move it to the "
+                "minimizers with manifolds.limit_map(loss, params, metric)."
+            )
+    return normal
+
+
+def _entries(name: str, value: Any, rows: int) -> Array:
+    """`value` as an array; ValueError unless it is finite and has so many rows."""
+    value = jnp.asarray(value)
+    if value.shape[:1] != (rows,):
+        raise ValueError(
+            f"{name} has shape {value.shape}, and params {rows} entries: its first axis must be {rows} long."
+        )
+    if not is_traced(value) and not np.all(np.isfinite(np.asarray(value))):
+        raise ValueError(f"{name} has entries that are NaN or infinite.")
+    return value
 
 
 @compiled

@@ -34,9 +34,9 @@ class Kink(NamedTuple):
         shown = ", ".join(map(str, self.samples[:5])) + (", ..." if len(self.samples) > 5 else "")
         whose = f" of sample{'s' * (len(self.samples) > 1)} {shown}" if self.samples else ""
         return (
-            "the loss has a kink (as of relu, abs or a maximum) and is not twice differentiable: the derivatives"
-            f"{whose} jump, most with respect to {self.part}. Use a smooth activation (gelu, softplus(βx)/β), or start "
-            "elsewhere"
+            "the loss has a kink (as of relu, abs or a maximum) or a jump (jnp.where, round) and is not twice "
+            f"differentiable: the derivatives{whose} jump, most with respect to {self.part}. Use a smooth activation "
+            "(gelu, softplus(βx)/β), or start elsewhere"
         )
 
 

@@ -18,15 +18,20 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def filled(values: np.ndarray) -> np.ndarray:
-    """`values` with its last repeated up to the next power of two of them: shapes of which there are few.
+def filled(values: np.ndarray, size: int | None = None) -> np.ndarray:
+    """`values` with its last repeated up to a size, or to the next power of two of them: shapes of which there are few.
 
     Example:
         >>> filled(np.arange(3))
         array([0, 1, 2, 2])
     """
-    more = (1 << (values.size - 1).bit_length()) - values.size
+    more = (power_of_two(values.size) if size is None else size) - values.size
     return np.concatenate([values, np.repeat(values[-1:], more)])
+
+
+def power_of_two(count: int) -> int:
+    """The least power of two that is no less than `count`."""
+    return 1 << (count - 1).bit_length()
 
 
 def generic(count: int, dtype: Any, seed: int = 0) -> Float[Array, " count"]:

@@ -186,7 +186,9 @@ def check_parameters(params: PyTree) -> None:
         if isinstance(leaf, (int, float, complex)) and not isinstance(leaf, bool):
             raise ValueError(
                 f"{name} is the Python number {leaf!r}. Make it an array (jnp.asarray({float(abs(leaf))})) if it is a "
-                "parameter, or a static field of its module if it is a constant."
+                "parameter. If it is a constant, as the rate of a Dropout, keep it out of params: params, rest = "
+                "eqx.partition(model, eqx.is_inexact_array), and eqx.combine(params, rest) in the loss; or make it a "
+                "static field of its module."
             )
         if not isinstance(leaf, (jax.Array, np.ndarray)):
             continue

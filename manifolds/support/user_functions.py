@@ -42,12 +42,13 @@ def known_form(key: tuple[Any, ...], function: Callable[..., Any], call: str, *l
     return _known[key]
 
 
-def form_of(function: Callable[..., Any], call: str, *like: Any, optional: bool = False) -> Any:
+def form_of(function: Callable[..., Any], call: str, *like: Any, optional: bool = False, precise: bool = False) -> Any:
     """The form of what `function` returns, a pytree of `jax.ShapeDtypeStruct`; `call` is how it is called, as
-    "loss(params)", and `like` are arguments, or their forms. `optional` allows None.
+    "loss(params)", and `like` are arguments, or their forms. `optional` allows None, and what is `precise` must keep
+    the precision of its first argument, an array, all the way.
 
-    Raises ValueError with what to do where JAX cannot trace it. What the function itself raises comes through as it is,
-    with a note of what was being called.
+    Raises ValueError with what to do where JAX cannot trace it, or where it casts. What the function itself raises
+    comes through as it is, with a note of what was being called.
     """
     name = call.partition("(")[0]
     check_signature(function, call, len(like))
@@ -60,7 +61,7 @@ def form_of(function: Callable[..., Any], call: str, *like: Any, optional: bool 
         return value
 
     try:
-        return jax.eval_shape(called, *like)
+        made, found = jax.make_jaxpr(called, return_shape=True)(*like)
     except jax.errors.TracerArrayConversionError as error:
         raise ValueError(
             f"{name} calls NumPy on what it is given: use jax.numpy in {call}, or derivatives fail."
@@ -77,11 +78,57 @@ def form_of(function: Callable[..., Any], call: str, *like: Any, optional: bool 
     except Exception as error:
         _add_note(error, f"This was raised while {call} was called with {_forms(like)}.")
         raise
+    if precise:
+        _check_way(made.jaxpr, found, name, jnp.result_type(like[0]))
+    return found
+
+
+def _check_way(jaxpr: Any, found: Any, name: str, dtype: Any) -> None:
+    """ValueError where a function casts what depends on its first argument to less than the precision of that, and
+    back: the value has all its digits, and derivatives have those of the cast. `check_precision` looks at the end."""
+    if any(leaf.dtype != dtype for leaf in jtu.tree_leaves(found)):
+        return
+    narrow = _narrowed(jaxpr, [k == 0 for k in range(len(jaxpr.invars))])
+    if narrow is not None:
+        raise ValueError(_casts(f"{name} computes in {narrow} on the way from", dtype))
+
+
+def _narrowed(jaxpr: Any, depends: list[bool]) -> Any:
+    """The floating type to which something is cast that depends on such arguments and is of a wider one; or None."""
+    marked = {id(variable) for variable, does in zip(jaxpr.invars, depends, strict=True) if does}
+    for equation in jaxpr.eqns:
+        does = [id(variable) in marked for variable in equation.invars]
+        if not any(does):
+            continue
+        widest = max(_bits(variable) for variable, one in zip(equation.invars, does, strict=True) if one)
+        for variable in equation.outvars:
+            if 0 < _bits(variable) < widest:
+                return variable.aval.dtype
+        for inner in _within(equation.params):
+            # The arguments of a loop are those of its parts: which is which does not matter here.
+            narrow = _narrowed(inner, does if len(does) == len(inner.invars) else [True] * len(inner.invars))
+            if narrow is not None:
+                return narrow
+        marked |= {id(variable) for variable in equation.outvars}
+    return None
+
+
+def _bits(variable: Any) -> int:
+    """The bits of a floating variable, 0 for others."""
+    dtype = getattr(variable.aval, "dtype", None)
+    return jnp.finfo(dtype).bits if dtype is not None and jnp.issubdtype(dtype, jnp.floating) else 0
+
+
+def _within(settings: dict[str, Any]) -> list[Any]:
+    """The jaxprs among the settings of an equation: bodies of loops, branches, functions with rules of their own."""
+    values = [each for value in settings.values() for each in (value if isinstance(value, (tuple, list)) else [value])]
+    inner = [getattr(value, "jaxpr", value) for value in values]
+    return [each for each in inner if hasattr(each, "eqns")]
 
 
 def scalar_of(function: Callable[..., Any], call: str, *like: Any) -> jax.ShapeDtypeStruct:
-    """`form_of` for a function that must return one real number: ValueError for others."""
-    return as_scalar(form_of(function, call, *like), call)
+    """`form_of` for a function that must return one real number and keep its precision: ValueError for others."""
+    return as_scalar(form_of(function, call, *like, precise=True), call)
 
 
 def as_scalar(found: Any, call: str) -> jax.ShapeDtypeStruct:
@@ -96,10 +143,12 @@ def check_precision(found: Any, name: str, dtype: Any) -> None:
     """ValueError unless a function of parameters keeps their precision."""
     # A cast to float32 inside would show in no value, but leave three digits in the third derivatives.
     if found.dtype != dtype:
-        raise ValueError(
-            f"{name} returns {found.dtype} for {dtype} parameters: it casts inside. Remove the cast (in Flax dtype= "
-            f"and param_dtype=), or pass dtype='float32' to the run if that is its precision."
-        )
+        raise ValueError(_casts(f"{name} returns {found.dtype} for", dtype))
+
+
+def _casts(what: str, dtype: Any) -> str:
+    least = ", or pass dtype='float32' to the run if that is its precision" if dtype == jnp.float64 else ""
+    return f"{what} {dtype} parameters: it casts inside. Remove the cast (in Flax dtype= and param_dtype=){least}."
 
 
 def _is_numeric(leaf: Any) -> bool:

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, PyTree
 import manifolds as mf
 from manifolds.geometry import check_loss
 from manifolds.maps.return_map import gauss_newton_return
-from manifolds.normal.normal_space import AbstractNormalSpace
 from manifolds.support.arrays import ORIGIN, extent, signs
 from manifolds.support.compilation import compiled_once
 from manifolds.support.coordinates import Coordinates, check_finite, ravel
@@ -135,46 +134,6 @@ def paces(optimizer: AGM, ts: np.ndarray) -> np.ndarray:
 @compiled_once
 def _paces(optimizer: AGM, ts: Any) -> Array:
     return jax.vmap(lambda t: jnp.asarray(optimizer.pace(t), float))(jnp.asarray(ts))
-
-
-class OffManifold(NamedTuple):
-    """How far a point is from Γ."""
-
-    size: Float[Array, ""]  # |x|, see `extent`
-    step: Float[Array, ""]  # the length of Newton's step
-    slope: Float[Array, ""]  # |S^½∇L|
-    flat: Float[Array, ""]  # what this is to be compared with
-
-
-def off_manifold(sde: SlowSDE, x: Vector, normal: Any) -> OffManifold:
-    """See `OffManifold`; `normal` is the `SlowSDE.frame` at x."""
-    metric = normal.metric
-    # Short steps to r = 0 leave no slope; of eigenpairs the null space may have one.
-    largest = normal.largest if isinstance(normal, AbstractNormalSpace) else jnp.inf
-    return OffManifold(
-        extent(x, origin=ORIGIN),
-        jnp.linalg.norm(sde.loss.newton_step(x, normal)),
-        jnp.linalg.norm(metric.sqrt(sde.loss.gradient(x))),
-        jnp.abs(largest) * extent(metric.inv_sqrt(x), origin=ORIGIN),
-    )
-
-
-def check_on_manifold(found: OffManifold) -> None:
-    """ValueError unless params is on Γ to the square root of rounding: Newton's step back to Γ is negligible."""
-    # Newton's step is quadratic: after one of the square root of rounding the point is on Γ to rounding.
-    rounding = float(jnp.finfo(found.size.dtype).eps ** 0.5)
-    if not found.step < rounding * found.size:
-        raise ValueError(
-            f"params is not on the manifold of minimizers: Newton's step towards it has length {float(found.step):.3g},"
-            f" more than {float(rounding * found.size):.2g}. Move it there first with "
-            "manifolds.limit_map(loss, params, metric)."
-        )
-    # Newton's step is blind along directions without curvature: a point on a slope once passed the first test.
-    if not found.slope <= rounding * found.flat:
-        raise ValueError(
-            f"params is not on the manifold of minimizers: the loss has a slope there ({float(found.slope):.3g}). Move "
-            "it there first with manifolds.limit_map(loss, params, metric)."
-        )
 
 
 class Standing(NamedTuple):

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 import manifolds as mf
 from manifolds.geometry import check_loss_form
+from manifolds.maps.on_manifold import OffManifold, check_on_manifold, off_manifold
 from manifolds.normal.normal_space import AbstractNormalSpace
 from manifolds.support.arrays import all_finite
 from manifolds.support.compilation import compiled
@@ -21,13 +22,10 @@ from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
 from ..support.arguments import is_number
 from .checks import (
-    OffManifold,
     check_numbers,
-    check_on_manifold,
     check_standing,
     check_state,
     fitted,
-    off_manifold,
     standing,
 )
 from .slow_sde import SlowSDE, slow_sde
@@ -128,7 +126,7 @@ def _coefficients(sde: SlowSDE, x: Vector, v: PyTree, t: Array) -> Evaluated:
 def _roughly_off(sde: SlowSDE, x: Vector, normal: Any) -> OffManifold:
     """As `off_manifold`, for less: what is replaced here is not computed."""
     # Whether the way back to Γ is negligible shows in its first digits: five took a quarter of the evaluation.
-    found = off_manifold(sde, x, normal)._replace(step=jnp.linalg.norm(sde.loss.newton_step(x, normal, ROUGH)))
+    found = off_manifold(sde.loss, x, normal)._replace(step=jnp.linalg.norm(sde.loss.newton_step(x, normal, ROUGH)))
     # A slope is compared with infinity where residuals vanish.
     return found if isinstance(normal, AbstractNormalSpace) else found._replace(slope=jnp.zeros_like(found.step))
 

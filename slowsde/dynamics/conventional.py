@@ -20,14 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from manifolds.support.arrays import filled
-from manifolds.support.precision import on_device
-
 from ..support.pieces import Pieces
 from .ensemble import block_size
 from .marching import Marched, march_paths, stepped
 from .slow_sde import SlowSDE
-from .solvers.brownian import StepBrownianPath, step_keys
+from .solvers.brownian import drawn
 from .solvers.euler import AbstractEulerMaruyama
 
 State = tuple[Float[Array, " p"], PyTree]  # (θ, v)
@@ -102,29 +99,30 @@ def conventional_paths(
     *,
     paths: int,
     pieces: Pieces,
+    cells: np.ndarray | None = None,
 ) -> Marched:
-    """Position and optimizer state of `paths` paths at the saved times, knots of a grid of nominal step dt.
+    """Position and optimizer state of `paths` paths at the saved times, knots of a grid of nominal step dt, with the
+    noise of `cells`, see `noise_cells`, or of the steps themselves.
 
     state0 is (θ, v) and whatever else the solver steps.
     """
     x0, stops = state0[0], np.searchsorted(grid, times)
     states = jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), (paths, *leaf.shape)), state0)
-    # Filled, so that another number of steps seldom compiles anew.
-    shared = solver, model, step_keys(key, filled(grid), dt), on_device(filled(grid).astype(x0.dtype))
+    shared = solver, model, drawn(key, grid, times, dt, x0.dtype, cells)
     size = block_size(model.sde, x0, eigenpairs=False)
     return march_paths(_path, shared, (np.arange(paths), states), 0, stops, size, pieces)
 
 
 def _path(shared: Any, numbered: tuple[Array, Any]) -> tuple[Any, State]:
     """One path through a window."""
-    ((solver, model, keys, grid), window), (index, state) = shared, numbered
+    ((solver, model, noise), window), (index, state) = shared, numbered
     columns = jax.eval_shape(model.sde.factor, state[0]).shape[1]
-    noise = StepBrownianPath(grid, keys, index, columns)
+    brownian = noise.of_path(index, columns)
     # The solvers take increments only from their terms: no field is evaluated there.
-    terms = dfx.MultiTerm(dfx.ODETerm(lambda t, y, args: y), dfx.ControlTerm(lambda t, y, args: y, noise))
+    terms = dfx.MultiTerm(dfx.ODETerm(lambda t, y, args: y), dfx.ControlTerm(lambda t, y, args: y, brownian))
 
     def one_step(k: Array, state: Any) -> Any:
-        return solver.step(terms, grid[k], grid[k + 1], state, None, None, False)[0]
+        return solver.step(terms, noise.grid[k], noise.grid[k + 1], state, None, None, False)[0]
 
     state, saved = stepped(window, one_step, state, lambda state: state[:2])
     return (index, state), saved

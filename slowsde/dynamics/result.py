@@ -24,13 +24,16 @@ class Result(enum.IntEnum):
             return OF_LABEL[label][self]
         return {
             Result.SUCCESS: "successful",
-            Result.LEFT_MANIFOLD: "the return to the manifold did not converge; use a smaller step (dt or rtol)",
+            Result.LEFT_MANIFOLD: "the return to the manifold did not converge; use a smaller step (dt or rtol). If it "
+            "ends there whatever the step, the loss jumps there or is not defined beyond (jnp.where, log, sqrt, a "
+            "division, a sort or a round in the model): mend it, or end the run before",
             Result.RANK_LOST: "the rank of the Hessian drops and Γ is singular there, or the step is too long to tell: "
             "try a smaller dt, or a larger eps where v vanishes",
-            Result.NON_FINITE: "the state became non-finite; use a smaller step (dt or lr)",
+            Result.NON_FINITE: "the state became non-finite; use a smaller step (dt or lr). If it does so whatever the "
+            "step, the loss is not defined beyond (log, sqrt, a division in the model): mend it, or end the run before",
             Result.MAX_STEPS: "max_steps was reached; the flow is stiff there: raise eps or max_steps",
-            Result.KINK: "the loss has a kink there (as of relu, abs or a maximum) and is not twice differentiable; "
-            "use a smooth activation (gelu, softplus(βx)/β), or start elsewhere",
+            Result.KINK: "the loss has a kink there (as of relu, abs or a maximum) or a jump (jnp.where, round) and is "
+            "not twice differentiable; use a smooth activation (gelu, softplus(βx)/β), or start elsewhere",
             Result.NOT_STATIONARY: "the flow still moves (see stats['stillness']) after max_steps, or after 1000 "
             "steps of the search for its rest: raise max_steps, or tol if that is still enough, or give a finite t1",
             Result.DIVERGED: "the path ran away, to 1e10 times the size of its start or more; use a smaller step or lr",

@@ -60,7 +60,7 @@ class AbstractSampledProblem(AbstractProblem):
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)), data)
         x = jax.ShapeDtypeStruct((chart.size,), jnp.result_type(float))
         check_signature(model, call, 2)
-        return known_form((model, chart), lambda x, datum: model(chart.unravel(x), datum), call, x, one)
+        return known_form((model, chart), lambda x, datum: model(chart.unravel(x), datum), call, x, one, precise=True)
 
     @property
     def num_samples(self) -> int:

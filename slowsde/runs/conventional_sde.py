@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..dynamics.conventional import Conventional, DriftHeun, conventional_paths
 from ..dynamics.conventional_momentum import Momentum, MomentumSteps, no_momentum
-from ..dynamics.diffusion import step_grid
+from ..dynamics.diffusion import noise_cells, step_grid
 from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE
 from ..dynamics.start import initial_state
@@ -138,14 +138,15 @@ def _solve(
     momentum, solver = _chosen(sde, momentum, solver)
     # At params0 itself: this model need not be near a manifold, and may start where there is none.
     v0 = initial_state(sde, x0, v0, asked.t0)
-    grid = step_grid(asked.times, asked.t0, asked.t1, dt)
+    grid, cells = step_grid(asked.times, asked.t0, asked.t1, dt), noise_cells(asked.t0, asked.t1, dt)
     model = Conventional(sde, jnp.asarray(lr, x0.dtype), v_target == "second moment")
     if momentum:
         steps, state0 = MomentumSteps(Momentum(model), solver), (x0, v0, no_momentum(sde, x0, asked.t0))
     else:
         steps, state0 = DriftHeun(model, solver == "heun"), (x0, v0)
     noise = asked.key, asked.times, grid, dt
-    (xs, vs), _, reached = conventional_paths(steps, model, state0, *noise, paths=asked.paths, pieces=asked.pieces)
+    settings = {"paths": asked.paths, "pieces": asked.pieces, "cells": cells}
+    (xs, vs), _, reached = conventional_paths(steps, model, state0, *noise, **settings)
     finite = np.all(np.isfinite(xs), axis=-1) | ~reached
     ran_off = diverged(np.where(reached[..., None], xs, 0.0), x0)
     good = finite & ~ran_off & reached

@@ -14,7 +14,7 @@ from manifolds.normal.normal_space import rank_tolerance
 from manifolds.support.precision import cast
 
 from ..dynamics import checks
-from ..dynamics.diffusion import solve_sde, step_grid
+from ..dynamics.diffusion import noise_cells, solve_sde, step_grid
 from ..dynamics.digest import arrays_digest
 from ..dynamics.result import Result
 from ..dynamics.slow_sde import SlowSDE
@@ -140,8 +140,9 @@ def _onward(
     fixed = eqx.tree_at(lambda s: s.rank, sde, jnp.asarray(rank), is_leaf=lambda leaf: leaf is None)
     slow = SlowState(fixed, jnp.asarray(rank_tolerance(precision) * spectrum[rank - 1], precision))
     state0 = slow.initial(jnp.concatenate(leaves, axis=1), v)
-    grid = step_grid(asked.times, asked.t0, asked.t1, dt)
-    found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, pieces=asked.pieces)
+    grid, cells = step_grid(asked.times, asked.t0, asked.t1, dt), noise_cells(asked.t0, asked.t1, dt)
+    how = {"paths": asked.paths, "pieces": asked.pieces, "cells": cells}
+    found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, **how)
     start = {name: about[name] for name in ("rank", "spectrum", "start_distance", "solver")}
     start |= {"dt": dt, **key_stats(asked.key)}
     return outcome_of(slow, Solved(asked.times, *found, start), {})

@@ -13,7 +13,7 @@ from manifolds.maps.limit_map import MAX_STEPS, LimitPoint
 from manifolds.support.precision import on_device, to_numpy
 
 from ..dynamics.checks import paces
-from ..dynamics.diffusion import SINGULAR, solve_sde, step_grid
+from ..dynamics.diffusion import SINGULAR, noise_cells, solve_sde, step_grid
 from ..dynamics.fast_motion import FALLS, start_motion, start_shares
 from ..dynamics.flow import Scales, follow, start_scales
 from ..dynamics.rest import follow_to_rest, stillness
@@ -82,7 +82,8 @@ def simulate(
             limit η → 0 is not what an optimizer at η does (a UserWarning says what to pass instead).
         paths: the number of independent paths (all equal where nothing diffuses).
         key: random key; None for `jax.random.key(0)`.
-        save_at: a number of equally spaced times, or the times.
+        save_at: a number of equally spaced times, or the times. Noise belongs to slow time: they cut steps of an SDE,
+            which moves its paths by an error of these steps, O(dt), and leave the Brownian paths as they are.
         metrics: names from `slowsde.metrics`, `Metric` objects, or {name: fn(params) -> scalar}.
         solver: "auto"; for noise that does not diffuse "implicit", which is "auto" for label noise of one std and a
             diagonal metric, or "tsit5" (explicit), which it is elsewhere; otherwise "euler" (weak order 1).
@@ -206,8 +207,9 @@ def _from_starts(asked: Request, sde: SlowSDE, begun: list[_Begun | Failure], me
 
 
 def _euler_paths(asked: Request, slow: SlowState, state0: State, dt: float) -> Solved:
-    grid = _euler_grid(asked, dt, [start_scales(slow, state0)])
-    found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, paths=asked.paths, pieces=asked.pieces)
+    grid, cells = _euler_grid(asked, dt, [start_scales(slow, state0)])
+    how = {"paths": asked.paths, "pieces": asked.pieces, "cells": cells}
+    found = solve_sde(slow, state0, asked.key, asked.times, grid, dt, **how)
     return Solved(asked.times, *found, _about_noise(asked, dt))
 
 
@@ -216,9 +218,9 @@ def _euler_from_starts(asked: Request, begun: dict[int, _Begun], dt: float) -> d
     if not begun:
         return {}
     ones = list(begun.values())
-    grid = _euler_grid(asked, dt, [start_scales(one.slow, one.state) for one in ones])
+    grid, cells = _euler_grid(asked, dt, [start_scales(one.slow, one.state) for one in ones])
     states, regular = stack_leaves([(one.state, (one.slow.sde.rank, one.slow.floor)) for one in ones])
-    how = {"paths": np.array(list(begun)), "pieces": asked.pieces, "regular": regular}
+    how = {"paths": np.array(list(begun)), "pieces": asked.pieces, "regular": regular, "cells": cells}
     found = solve_sde(ones[0].slow, states, asked.key, asked.times, grid, dt, **how)
 
     def outcome(path: int, one: _Begun) -> Outcome:
@@ -228,10 +230,12 @@ def _euler_from_starts(asked: Request, begun: dict[int, _Begun], dt: float) -> d
     return {number: outcome(path, one) for path, (number, one) in enumerate(begun.items())}
 
 
-def _euler_grid(asked: Request, dt: float, scales: list[Scales]) -> np.ndarray:
+def _euler_grid(asked: Request, dt: float, scales: list[Scales]) -> tuple[np.ndarray, np.ndarray]:
+    """The steps, and the cells of time that their noise belongs to."""
     # Graded at a start from v = 0, in equal steps elsewhere.
     falling = min((scale.falling for scale in scales if scale.contrast > SINGULAR), default=np.inf)
-    return step_grid(asked.times, asked.t0, asked.t1, dt, falling)
+    way = asked.t0, asked.t1, dt, falling
+    return step_grid(asked.times, *way), noise_cells(*way)
 
 
 def _about_noise(asked: Request, dt: float) -> dict[str, Any]:

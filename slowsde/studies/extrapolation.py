@@ -16,7 +16,7 @@ from jaxtyping import Float, PRNGKeyArray, PyTree
 
 from manifolds.support.precision import to_numpy
 
-from ..dynamics.diffusion import solve_sde, step_grid
+from ..dynamics.diffusion import solve_sde, steps_between
 from ..dynamics.result import Result
 from ..dynamics.solve import result_codes
 from ..dynamics.solvers.state import SlowState, State
@@ -176,8 +176,8 @@ def weak_estimate(
     if not asked.metrics:
         raise ValueError(f"observables={observables!r} is empty: name at least one, such as 'trace_hessian'.")
     # The coarse grid is refined, so that every level ends on t1 and the finest one holds the noise of all.
-    coarse = step_grid(asked.times, t0, t1, arguments.check_step(dt, t0, t1))
-    grid = np.linspace(t0, t1, (coarse.size - 1) * 2 ** (levels - 1) + 1)
+    coarse = steps_between(t0, t1, arguments.check_step(dt, t0, t1))
+    grid = np.linspace(t0, t1, coarse * 2 ** (levels - 1) + 1)
     with prepared(asked, problem, optimizer, params0, v0) as (sde, x0, v0):
         if not sde.diffuses:
             raise ValueError("Nothing diffuses under this noise: use simulate, whose rtol controls the error.")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import slowsde as ss
-from slowsde.dynamics.diffusion import step_grid
-from slowsde.dynamics.solvers.brownian import StepBrownianPath, step_keys
+from slowsde.dynamics.diffusion import noise_cells, step_grid
+from slowsde.dynamics.solvers.brownian import StepBrownianPath, drawn, step_keys
 
 KEY, DT, PATHS = jr.key(5), 0.02, 6
 START, V0 = {"a": np.array([0.9]), "b": np.array([0.6])}, {"a": np.array([0.3]), "b": np.array([0.6])}
@@ -72,6 +72,26 @@ def test_neither_saved_times_nor_the_number_of_paths_change_a_path(whole: ss.Tra
     more = run(0.5, [0.5], paths=PATHS + 3).params
     same(jax.tree.map(lambda leaf: leaf[:PATHS], more), jax.tree.map(lambda leaf: leaf[:, 2:], whole.params), False)
     assert np.unique(np.round(more["a"][:, 0, 0], 6)).size == PATHS + 3
+
+
+def test_saved_times_within_a_step_leave_the_path_what_it_is(whole: ss.Trajectory) -> None:
+    """Off the steps of dt as well: the differences are errors of a step cut in two, 0.3 % of what the path moves by
+    (another Brownian path would be off by twice the spread); a run that ends within a step goes on to the last bit."""
+    times = [0.2, 0.2131, 0.3, 0.4443, 0.5]
+    cut, spread = run(0.5, times), np.std(whole.params["a"][:, 2])
+    assert np.max(np.abs(cut.params["a"][:, [0, 2, 4]] - whole.params["a"])) < 0.05 * spread
+    half = run(0.2131, [0.2, 0.2131])
+    rest = ss.resume(PROBLEM, OPTIMIZER, half, 0.5, save_at=[0.3, 0.4443, 0.5])
+    same((rest.params, rest.v), jax.tree.map(lambda leaf: leaf[:, 2:], (cut.params, cut.v)))
+
+
+def test_saved_times_leave_the_conventional_sde_its_path() -> None:
+    def ends(save_at: Any) -> np.ndarray:
+        how: dict[str, Any] = {"lr": 0.1, "v0": V0, "paths": 4, "key": KEY, "save_at": save_at}
+        return ss.conventional_sde(PROBLEM, OPTIMIZER, START, 0.5, **how).params["a"][:, -1]
+
+    plain = ends([0.5])
+    assert np.max(np.abs(ends([0.233, 0.4181, 0.5]) - plain)) < 0.1 * np.std(plain)
 
 
 @pytest.mark.slow
@@ -141,3 +161,49 @@ def test_increments_have_the_law_of_a_brownian_motion() -> None:
     assert abs(scaled.mean()) < 4.5 / np.sqrt(n)
     assert abs(scaled.var() - 1) < 4.5 * np.sqrt(2 / n)
     assert abs(np.mean(scaled[1:] * scaled[:-1])) < 4.5 / np.sqrt(n)
+
+
+def motion(times: np.ndarray, t0: float = 0.0, t1: float = 1.0, dt: float = 0.1, paths: int = 1) -> Any:
+    """{t: W(t) − W(t0)} at the knots of a grid that is cut at these times, leaves (paths, 3)."""
+    grid = step_grid(times, t0, t1, dt)
+    with jax.enable_x64(True):
+        noise = drawn(KEY, grid, times, dt, float, noise_cells(t0, t1, dt))
+
+        def path(index: Any) -> Any:
+            return jnp.cumsum(jax.vmap(noise.of_path(index, 3).evaluate)(grid[:-1], grid[1:]), axis=0)
+
+        found = np.asarray(jax.jit(jax.vmap(path))(jnp.arange(paths)))
+    return {float(t): found[:, k] for k, t in enumerate(grid[1:])}
+
+
+def test_a_brownian_path_is_there_before_it_is_looked_at() -> None:
+    """W at a time is the same whatever other times are asked for, within a step and elsewhere, and from where on."""
+    some, more = motion(np.array([0.137, 0.8])), motion(np.linspace(0.0, 1.0, 57)[1:] ** 1.1)
+    both = motion(np.union1d([0.137], np.linspace(0.0, 1.0, 57)[1:] ** 1.1))
+    for found in (some, more):
+        for t, w in found.items():
+            np.testing.assert_allclose(w, both[min(both, key=lambda s: abs(s - t))], rtol=0, atol=1e-14)
+    late = motion(np.array([0.8]), t0=0.137)
+    np.testing.assert_allclose(late[0.8], some[0.8] - some[0.137], rtol=0, atol=1e-14)
+
+
+def test_parts_of_a_step_have_the_law_of_a_brownian_motion() -> None:
+    """Covariance min(s, t) within a step of length 1, of 20 000 paths × 3: times that share nodes of the tree, dyadic
+    ones, and two that are nearer than its usual depth tells apart. 5 standard errors."""
+    times = np.array([0.1, 0.25, 0.3, 0.3 + 1e-5, 0.3 + 3e-5, 0.77, 1.0])
+    found = motion(times, dt=1.0, paths=20_000)
+    w = np.stack([found[float(t)] for t in times]).reshape(times.size, -1)
+    increments, lengths = np.diff(w, axis=0, prepend=0.0), np.diff(times, prepend=0.0)
+    scaled = increments / np.sqrt(lengths)[:, None]
+    n = scaled.shape[1]
+    gaps = scaled @ scaled.T / n - np.eye(times.size)
+    assert np.max(np.abs(gaps)) < 5 * np.sqrt(2 / n)
+
+
+def test_a_saved_time_that_is_a_step_to_rounding_makes_no_other() -> None:
+    for t0, dt in ((0.0, 0.02), (0.3, 0.02), (-1.0, 0.1), (1e4, 0.1)):
+        times = t0 + dt * np.array([1, 2, 5, 10]) * (1 + 1e-15)
+        grid = step_grid(times, t0, times[-1], dt)
+        assert grid.size == 11
+        np.testing.assert_allclose(np.diff(grid), dt, rtol=1e-6)
+        assert np.isin(times, grid).all()

@@ -94,3 +94,27 @@ def test_errors_tell_what_to_do():
         mf.limit_map(circle, np.zeros(2))
     with pytest.raises(ValueError, match="start closer to the minimizers"):
         mf.limit_map(lambda x: jnp.exp(-x[0]), np.zeros(1))
+
+
+OFF, ON = np.array([1.3, 0.2]), np.array([1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        # Π was zero to rounding there, as the Hessian has full rank off Γ.
+        (lambda: mf.projector(circle, OFF), "not on the manifold of minimizers"),
+        (lambda: mf.project(circle, OFF, None, OFF), "not on the manifold of minimizers"),
+        (lambda: mf.second_derivative(circle, OFF, None, np.ones((2, 1))), "not on the manifold of minimizers"),
+        (lambda: mf.projector(lambda x: x[0] ** 2 - x[1] ** 2, np.zeros(2)), "params is a saddle"),
+        (lambda: mf.project(circle, ON, None, np.ones(3)), "w has shape"),
+        (lambda: mf.project(circle, ON, None, np.array([1.0, np.nan])), "w has entries that are NaN"),
+        (lambda: mf.second_derivative(circle, ON, None, np.ones((3, 1))), "factor has shape"),
+        (lambda: mf.second_derivative(circle, ON, None, np.full((2, 1), np.nan)), "factor has entries that are NaN"),
+        (lambda: mf.contract_third(circle, ON, np.ones((3, 3))), "matrix has shape"),
+        (lambda: mf.contract_third(circle, ON, np.full((2, 2), np.nan)), "matrix has entries that are NaN"),
+    ],
+)
+def test_what_is_defined_on_the_manifold_asks_for_a_point_of_it(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()

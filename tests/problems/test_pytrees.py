@@ -131,3 +131,19 @@ def test_a_discrete_run_carries_the_same_containers():
     assert isinstance(found.params, eqx.nn.MLP)
     assert found.params.layers[0].weight.shape == (2, 2, 5, 2)
     assert np.max(found.metrics["loss"]) < 1e-20
+
+
+def test_constants_of_a_module_stay_out_of_its_parameters_as_the_error_says():
+    """The rate of a Dropout is a Python number, and what is said about it works."""
+
+    def predict(model: Any, z: Any) -> Any:
+        net, drop = model
+        return drop(net(z))
+
+    model = (MLP, eqx.nn.Dropout(0.1, inference=True))
+    with pytest.raises(ValueError, match=r"eqx\.partition\(model, eqx\.is_inexact_array\)"):
+        ss.to_manifold(ss.LeastSquares(predict, INPUTS, TARGETS, NOISE), model)
+    params, rest = eqx.partition(model, eqx.is_inexact_array)
+    problem = ss.LeastSquares(lambda p, z: predict(eqx.combine(p, rest), z), INPUTS, TARGETS, NOISE)
+    plain = ss.to_manifold(*least_squares("dict"))
+    np.testing.assert_allclose(ss.to_manifold(problem, params)[0].layers[0].weight, plain["a"], atol=1e-6)

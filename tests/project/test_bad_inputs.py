@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -272,6 +273,12 @@ def models() -> Iterator[Row]:
         for run in (simulate, discrete, rival):
             yield functools.partial(run, ss.Problem(loss, NOISE)), said
         yield functools.partial(ss.to_manifold, ss.Problem(loss, NOISE), START), said
+    there_and_back = lambda x: x.astype(jnp.float32).astype(x.dtype)  # noqa: E731
+    for way in (there_and_back, jax.jit(there_and_back), lambda x: jax.lax.map(there_and_back, x)):
+        said = "computes in float32 on the way from float64 parameters: it casts inside"
+        yield functools.partial(simulate, ss.Problem(lambda x, way=way: valley(way(x)), NOISE)), f"loss {said}"
+        cast = ss.LeastSquares(lambda w, z, way=way: z @ way(w), INPUTS, TARGETS, LABELS)
+        yield functools.partial(simulate, cast, ADAM, np.ones(3)), f"predict {said}"
     half = ss.LeastSquares(lambda w, z: (z @ w).astype(jnp.float32), INPUTS, TARGETS, LABELS)
     lower = ss.LeastSquares(lambda w, z: (z @ w).astype(jnp.bfloat16), INPUTS, TARGETS, LABELS)
     for problem, said in (
@@ -319,6 +326,10 @@ def parameters() -> Iterator[Row]:
         ({"x": np.ones(1), "y": np.ones(1, int)}, "params['y'] has dtype int"),
         ({"x": np.ones(1), "y": np.ones(1, np.float32)}, "params mixes precisions"),
         ([0.1, 1.0], "params[0] is the Python number 0.1"),
+        (
+            [np.ones(1), eqx.nn.Dropout(0.1, inference=True)],
+            "params, rest = eqx.partition(model, eqx.is_inexact_array)",
+        ),
         ({}, "params has no array leaves"),
         (None, "params has no array leaves"),
         ("start", "params has no array leaves"),

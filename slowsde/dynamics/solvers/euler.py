@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from manifolds.maps.return_map import gauss_newton_return
 
-from .state import SlowState, State
+from .state import SlowState, State, unbroken
 
+LONGEST = 3.0  # how many times as long as a step its return may be
 RESULTS: Any = dfx.RESULTS  # an Enumeration, which type checkers take for its values
 
 
@@ -78,6 +79,8 @@ class ManifoldEuler(AbstractEulerMaruyama):
         # −1.02) in the place of (−.19, −1.27).
         found = gauss_newton_return(sde.loss, x_star, normal.metric, sde.rank)
         regular = found.converged & (found.smallest > self.slow.floor) & jnp.all(jnp.isfinite(found.point))
+        # Fixed steps may be coarse: only what no curvature makes is refused.
+        regular &= unbroken(x, x_star, found.point, LONGEST)
         if v is not None:
             # At the ζ of the start, as Itô has it.
             v = sde.relaxed(x, v, t0, h)

@@ -4,7 +4,7 @@ from typing import Any
 
 import diffrax as dfx
 
-from .state import SlowState, State, finite_end, scaled_error
+from .state import SlowState, State, finite_end, scaled_error, unbroken
 
 
 class ReturningSolver(dfx.AbstractAdaptiveSolver):
@@ -39,5 +39,6 @@ class ReturningSolver(dfx.AbstractAdaptiveSolver):
     def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any, solver_state: Any, made_jump: Any) -> Any:
         y1, error, dense_info, solver_state, result = self.solver.step(terms, t0, t1, y0, args, solver_state, made_jump)
         # Once a step, not in every stage: the end is within O(h^{q+1}) of Γ without.
-        y1, regular = finite_end(y0, *self.slow.returned(y1))
+        end, regular = self.slow.returned(y1)
+        y1, regular = finite_end(y0, end, regular & unbroken(y0[0], y1[0], end[0]))
         return y1, scaled_error(self.slow, error, y0, y1, self.rtol, regular), dense_info, solver_state, result

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PyTree
 import manifolds as mf
 from manifolds.normal.constraints import LOOSE
 
-from .state import SlowState, State, finite_end, scaled_error
+from .state import SlowState, State, finite_end, scaled_error, unbroken
 
 
 class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
@@ -123,8 +123,10 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         metric = sde.metric(self.slow.v((x, v)))
         normal = sde.damped_constraints(x, metric, t + h, h, frame)
         gradient = sde.sharpness_gradient(x, metric, t + h)
-        x = x - h * normal.project_gradient(gradient, LOOSE)  # what is left of its normal part the return removes
-        return x - sde.loss.newton_step(x, normal), v
+        moved = x - h * normal.project_gradient(gradient, LOOSE)  # what is left of its normal part the return removes
+        end = moved - sde.loss.newton_step(moved, normal)
+        # NaN is no end, so that the step is taken again, shorter.
+        return jnp.where(unbroken(x, moved, end), end, jnp.nan), v
 
 
 def to_logarithms(state: State, positive: PyTree) -> State:

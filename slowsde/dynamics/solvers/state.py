@@ -46,6 +46,19 @@ class SlowState(eqx.Module):
         return (jnp.where(regular, found.point, x), v), regular
 
 
+LEAP = 1e-4  # how far, relative to |x|, a return may always lead: what is still moves by rounding alone
+
+
+def unbroken(start: Array, moved: Array, end: Array, most: float = 1.0) -> Bool[Array, ""]:
+    """Whether the return of a step, from where it `moved` to its end, is shorter than the step, or than so many.
+
+    On a smooth loss a tangential step leaves Γ by its square, so that a short one is. Over a jump of the loss, as of
+    `jnp.where`, the return leads to another manifold however short the step is: paths once moved by ½ in no time.
+    """
+    length = jnp.linalg.norm(end - moved)
+    return length <= most * jnp.linalg.norm(moved - start) + LEAP * jnp.linalg.norm(start)
+
+
 def finite_end(y0: State, y1: State, regular: Bool[Array, ""]) -> tuple[State, Bool[Array, ""]]:
     """y1 and `regular` if y1 is finite; else y0 and False: from an infinite end the controller would take NaN for the
     next step length and never shrink the step."""
