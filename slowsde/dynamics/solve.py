@@ -15,7 +15,7 @@ from manifolds.support.compilation import compiled, compiled_once
 from .ensemble import map_paths, points_in_block
 from .fast_motion import spectral_history
 from .result import Result
-from .solvers.state import SlowState, State
+from .solvers.state import SlowState, State, or_none
 
 LOOKED_AT = 16  # failed paths in which a kink is looked for: it takes a few Jacobians each
 
@@ -39,7 +39,7 @@ def saved_at(slow: SlowState, state: State) -> Saved:
     normal = slow.sde.normal_space(x, v)
     history = spectral_history(slow.sde, x, v, normal)
     residual, rank = slow.sde.loss.residual(x), normal.rank.astype(x.dtype)
-    return Saved(x, v, residual, rank, normal.smallest, normal.largest, history)
+    return Saved(x, or_none(v), residual, rank, normal.smallest, normal.largest, history)
 
 
 class Method(NamedTuple):

@@ -120,3 +120,15 @@ def test_labels_that_do_not_fit_are_named(point: Any) -> None:
     adam = ss.adam(c=1.0)
     with pytest.raises(ValueError, match="do not fit params"):
         ss.coefficients(PROBLEM, ss.grouped({"a": adam, "b": adam}, {"in": "a", "head": "b"}), point)
+
+
+def test_groups_of_which_none_has_a_state_are_sgd() -> None:
+    inputs = np.random.default_rng(0).choice([-1.0, 1.0], size=(3, 6))
+    problem = ss.LeastSquares(
+        lambda w, z: z @ (w["u"] ** 2 - w["v"] ** 2), inputs, inputs[:, 0], ss.LabelNoise(std=1.0)
+    )
+    start = {"u": np.full(6, 0.7), "v": np.full(6, 0.5)}
+    groups = ss.grouped({"one": ss.sgd(), "other": ss.sgd()}, {"u": "one", "v": "other"})
+    found, plain = (ss.simulate(problem, each, start, 0.2, save_at=3) for each in (groups, ss.sgd()))
+    np.testing.assert_allclose(found.params["u"], plain.params["u"], rtol=1e-12)
+    assert found.v is None

@@ -25,11 +25,11 @@ class SlowState(eqx.Module):
     def v(self, state: State) -> PyTree:
         """The optimizer state: its own variable, or V(Σ(ζ)) in the quasi-static limit and for a stateless method."""
         x, v = state
-        return _or_none(self.sde.equilibrium(x)) if v is None else v
+        return self.sde.equilibrium(x) if v is None else v
 
     def initial(self, x: Float[Array, " p"], v: PyTree) -> State:
         """The state at a point of Γ."""
-        return x, None if self.sde.optimizer.quasi_static else _or_none(v)
+        return x, None if self.sde.optimizer.quasi_static else or_none(v)
 
     def returned(self, state: State, near: Any = None) -> tuple[State, Bool[Array, ""]]:
         """The state with ζ returned to Γ in the metric S(v), and whether it arrived at a regular point; `near` may
@@ -105,8 +105,8 @@ def _rms(x: Array) -> Array:
     return jnp.sqrt(jnp.mean(x**2))
 
 
-def _or_none(v: PyTree) -> PyTree:
-    """v, or None if it has no leaves: Diffrax cannot save an empty tuple."""
+def or_none(v: PyTree) -> PyTree:
+    """v, or None if it has no leaves: what is saved of an optimizer without a state."""
     return v if jax.tree.leaves(v) else None
 
 
