@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "ext"))
 
-from formulas import latex  # noqa: E402  (a file of ext/)
+from typeset import latex  # noqa: E402  (a file of ext/)
 
 project = "slowsde"
 author = "the slowsde authors"

@@ -1,6 +1,6 @@
 """Docstrings of the house as reStructuredText: sections, formulas, names in backticks, examples.
 
-A docstring is plain text that is read in a terminal. Here its indented formulas are typeset (`formulas`), its sections
+A docstring is plain text that is read in a terminal. Here its indented formulas are typeset (`typeset`), its sections
 (Args, Attributes, Returns, Raises, Example) become fields, and what stands in backticks becomes a link where it is a
 public name, code elsewhere.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from formulas import latex
 from sphinx.application import Sphinx
 from sphinx.util import logging
+from typeset import latex
 
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Example|Examples)(?: \(([^)]*)\))?:(.*)$")
 ENTRY = re.compile(r"^(\w+) {2,}(\S.*)$")

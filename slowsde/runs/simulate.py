@@ -270,7 +270,7 @@ def _about_state(slow: SlowState, state0: State) -> dict[str, Any]:
             f"with it at a rate lr pass v0={c * steps:g}·lr²·V(Σ), its state after {steps:g} steps (V(Σ) is v at the "
             "start of a run with v0=None), or use bias_correction=True; validity tells how much it matters at an lr.",
             UserWarning,
-            stacklevel=5,  # the call of simulate
+            stacklevel=6,  # the call of simulate
         )
     return {"start_motion": start_motion(sde, x, v, contrast)}
 

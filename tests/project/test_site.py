@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "ext"))
-formulas = importlib.import_module("formulas")
+typesetting = importlib.import_module("typeset")
 
 MODULES = ("slowsde", "manifolds", "slowsde.metrics", "slowsde.metrics.estimated", "slowsde.plot")
 # Names of a module that are found when they are asked for.
@@ -111,10 +111,10 @@ def test_the_errors_of_the_faq_are_those_of_the_code() -> None:
     ],
 )  # fmt: skip
 def test_formulas_are_typeset(written: str, typeset: str) -> None:
-    assert formulas.latex(written) == typeset
+    assert typesetting.latex(written) == typeset
 
 
 def test_wide_formulas_take_rows() -> None:
-    wide = formulas.latex("a = b" + "   " + "c" * 80)
+    wide = typesetting.latex("a = b" + "   " + "c" * 80)
     assert wide.startswith(r"\begin{gathered}")
     assert wide.count(r"\\") == 1

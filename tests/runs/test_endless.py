@@ -83,7 +83,7 @@ def test_a_discrete_run_that_ran_away_is_no_success() -> None:
 
 def test_a_conventional_sde_that_ran_away_is_no_success() -> None:
     flat = ss.Problem(lambda x: 30 * x[0] ** 2 + 0 * x[1], noise=ss.GaussianNoise(0.1))
-    found = ss.conventional_sde(flat, ss.sgd(), START, 0.6, lr=0.1, solver="euler", paths=2, throw=False)
+    found = ss.conventional_sde(flat, ss.sgd(), START, 0.6, lr=0.1, solver="euler", paths=2, save_at=7, throw=False)
     assert set(found.result) == {ss.Result.DIVERGED}
 
 

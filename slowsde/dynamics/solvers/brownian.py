@@ -148,7 +148,7 @@ def drawn(
 def parts_of(cells: np.ndarray, knots: np.ndarray) -> Parts:
     """The steps between `knots`, each within one of the cells between the ascending `cells`, as NumPy `Parts` of these.
 
-    Knots within 1e-9 of a cell of one of its ends are there. All knots of a cell are told apart by its tree, which is
+    Knots within 1e-9 of a cell of one of its ends, or of a node of its tree, are there. All knots of a cell are told apart by its tree, which is
     `DEPTH` deep or as deep as that takes.
     """
     cell = np.clip(np.searchsorted(cells, (knots[:-1] + knots[1:]) / 2) - 1, 0, cells.size - 2)
@@ -157,7 +157,9 @@ def parts_of(cells: np.ndarray, knots: np.ndarray) -> Parts:
 
     def fraction(times: np.ndarray) -> np.ndarray:
         s = (times - left) / length
-        return np.where(s < close, 0.0, np.where(s > 1 - close, 1.0, s))
+        # A node of the tree is where it is: the root of what rounding leaves beside it would be felt.
+        node = np.rint(s * 2.0**DEPTH) / 2.0**DEPTH
+        return np.clip(np.where(np.abs(s - node) < close, node, s), 0.0, 1.0)
 
     start, end = fraction(knots[:-1]), fraction(knots[1:])
     shortest = np.full(cells.size - 1, 1.0)
