@@ -148,8 +148,8 @@ def drawn(
 def parts_of(cells: np.ndarray, knots: np.ndarray) -> Parts:
     """The steps between `knots`, each within one of the cells between the ascending `cells`, as NumPy `Parts` of these.
 
-    Knots within 1e-9 of a cell of one of its ends, or of a node of its tree, are there. All knots of a cell are told apart by its tree, which is
-    `DEPTH` deep or as deep as that takes.
+    Knots within 1e-9 of a cell of one of its ends, or of a node of its tree, are there. All knots of a cell are told
+    apart by its tree, which is `DEPTH` deep or as deep as that takes.
     """
     cell = np.clip(np.searchsorted(cells, (knots[:-1] + knots[1:]) / 2) - 1, 0, cells.size - 2)
     left, length = cells[cell], np.diff(cells)[cell]
