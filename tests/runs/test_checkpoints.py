@@ -87,7 +87,7 @@ def same(one: ss.Trajectory, other: ss.Trajectory) -> None:
 
 
 @pytest.mark.parametrize("name", list(RUNS))
-@pytest.mark.parametrize("writes", [1, 3])
+@pytest.mark.parametrize("writes", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_killed_run_goes_on_to_the_same_bits(
     name: str, writes: int, whole: dict[str, ss.Trajectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
