@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
 from ..dynamics.digest import arrays_digest
@@ -59,7 +60,11 @@ def keep_finished(checkpoint: Checkpoint, found: Outcome) -> None:
 
 def finished(checkpoint: Checkpoint, sde: SlowSDE) -> Outcome | None:
     """What `keep_finished` kept, None if the run was not at its end."""
-    if STAGE not in checkpoint.stages:
+    there = STAGE in checkpoint.stages
+    if jax.process_count() > 1:
+        # One may have been killed before it wrote its end: then all of them compute it, as they wait for each other.
+        there = bool(np.all(multihost_utils.process_allgather(np.asarray(there))))
+    if not there:
         return None
     kept, stats = checkpoint.stages[STAGE], dict(checkpoint.stats)
     about = stats.pop(STAGE)
