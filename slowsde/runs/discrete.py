@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -15,7 +14,7 @@ from manifolds.support.coordinates import Coordinates, check_parameters
 from manifolds.support.precision import on_device, working_precision
 from manifolds.support.user_functions import shown
 
-from ..dynamics.digest import drawn_digest, traced_digest
+from ..dynamics.digest import arrays_digest, drawn_digest, traced_digest
 from ..dynamics.ensemble import block_size, map_points
 from ..dynamics.marching import Marched, march_paths, stepped
 from ..dynamics.result import Result
@@ -144,7 +143,11 @@ def run_discrete(
     settings = {"optimizer": optimizer, "lr": lr, "b2": b2, "steps": every * steps, "every": every}
     iterate = partial(_iterate, project=project, **settings)
     own, given = agm is optimizer, (problem, agm, params0, v0)
-    how = {"own_state": not own, "described": own or like is not None, "settings": partial(belonging_of, **settings)}
+    how = {
+        "own_state": not own,
+        "described": own or like is not None,
+        "settings": partial(belonging_of, project=project, **settings),
+    }
     how["belongs"] = accumulated(problem, every) if every > 1 else problem
     return run(asked, *given, iterate, "discrete", **how)
 
@@ -274,15 +277,24 @@ def _landed(sde: SlowSDE, ranks: np.ndarray, xs: np.ndarray, vs: PyTree) -> Land
 
 
 def _ranked(sde: SlowSDE, rank: int) -> SlowSDE:
-    found = None if rank < 0 else on_device(np.asarray(rank))
-    return eqx.tree_at(lambda s: s.rank, sde, found, is_leaf=lambda leaf: leaf is None)
+    return sde.at_rank(None if rank < 0 else on_device(np.asarray(rank)))
 
 
 def belonging_of(
-    sde: SlowSDE, x0: Array, *, optimizer: Any, lr: float, b2: float | None, steps: np.ndarray, every: int
+    sde: SlowSDE,
+    x0: Array,
+    *,
+    optimizer: Any,
+    lr: float,
+    b2: float | None,
+    steps: np.ndarray,
+    every: int,
+    project: bool,
+    end: Any = None,
 ) -> Any:
-    """What a checkpoint of a discrete run belongs to besides what any does."""
-    known = {"lr": float(lr), "b2": b2, "gradients": drawn_digest(sde, x0), "start": int(steps[0])}
+    """What a checkpoint of a discrete run belongs to besides what any does; `end` is that of the run that goes on."""
+    known = {"lr": float(lr), "b2": b2, "gradients": drawn_digest(sde, x0), "start": int(steps[0]), "project": project}
+    known |= {} if end is None else {"end": arrays_digest(end)}
     if b2 is None:
         params = sde.chart.unravel_arrays(x0)
         known["transformation"] = traced_digest(optimizer.update, params, optimizer.init(params), params)
@@ -353,7 +365,7 @@ def _at_rank(sde: SlowSDE, x0: Array, v0: PyTree, rank: int | None) -> SlowSDE:
         # Sparse ends: eigenvalues that were regular at the start die on the way, and landing with the rank of the start
         # would divide by what is left of them. Every landing counts its own.
         return sde
-    return eqx.tree_at(lambda s: s.rank, sde, start.rank, is_leaf=lambda leaf: leaf is None)
+    return sde.at_rank(start.rank)
 
 
 def _run(

@@ -98,8 +98,11 @@ def resume(
     asked = request("resume", (problem, optimizer), t1=t1, key=key, **shared)
     step = arguments.check_step(stats["dt"] if dt is None else dt, t0, t1)
     onward = partial(_onward, ends=ends, v=v, dt=step, about=stats)
-    settings = {"dt": step, "ends": arrays_digest((ends, v))}
-    return run(asked, problem, optimizer, first, v0, onward, "slow", settings=lambda sde, x0: settings)
+
+    def belongs(sde: SlowSDE, x0: Array) -> dict[str, Any]:
+        return {"dt": step, "ends": arrays_digest((ends, v))}
+
+    return run(asked, problem, optimizer, first, v0, onward, "slow", settings=belongs)
 
 
 def _discrete_onward(
@@ -120,7 +123,8 @@ def _discrete_onward(
         return go_on(asked, sde, step, states, numbers, ranks, **how)
 
     whole = accumulated(problem, every) if every > 1 else problem
-    known, belongs = agm is optimizer or like is not None, partial(belonging_of, **settings)
+    known = agm is optimizer or like is not None
+    belongs = partial(belonging_of, project=stats["projected"], end=trajectory.end, **settings)
     return run(asked, problem, agm, first, None, onward, "discrete", described=known, settings=belongs, belongs=whole)
 
 
@@ -137,7 +141,7 @@ def _onward(
     rank, spectrum = int(about["rank"]), np.asarray(about["spectrum"], precision)
     # Rank and floor are those of the first start, not counted at the end: a run that goes on must lose its rank where
     # the uninterrupted one would.
-    fixed = eqx.tree_at(lambda s: s.rank, sde, jnp.asarray(rank), is_leaf=lambda leaf: leaf is None)
+    fixed = sde.at_rank(jnp.asarray(rank))
     slow = SlowState(fixed, jnp.asarray(rank_tolerance(precision) * spectrum[rank - 1], precision))
     state0 = slow.initial(jnp.concatenate(leaves, axis=1), v)
     grid, cells = step_grid(asked.times, asked.t0, asked.t1, dt), noise_cells(asked.t0, asked.t1, dt)

@@ -146,6 +146,7 @@ def test_the_file_of_another_run_is_refused_with_what_differs(tmp_path: Path) ->
         "key": {"key": jax.random.key(3)},
         "paths": {"paths": 8},
         "lr": {"lr": 0.005},
+        "project": {"project": False},
     }.items():
         given = {"lr": 0.01, "paths": 9, "save_at": 5, "checkpoint": file} | words
         with pytest.raises(ValueError, match=f"belongs to another run; what differs: .*{other} "):
