@@ -7,7 +7,7 @@ the slow SDE does not depend, as is how noise of a given Σ is drawn.
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -54,11 +54,7 @@ def drawn_digest(sde: SlowSDE, x: Any) -> str:
 
 def arrays_digest(arrays: PyTree) -> str:
     """A digest of the bytes of arrays."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(arrays):
-        known = np.asarray(leaf)
-        found.update(f"{known.dtype}{known.shape}".encode() + known.tobytes())
-    return found.hexdigest()[:16]
+    return _hashed("", jax.tree.leaves(arrays))
 
 
 def differences(one: Any, other: Any) -> list[str]:
@@ -86,8 +82,12 @@ def _digest(function: Callable[[SlowSDE, Any], Any], sde: SlowSDE, x: Any) -> st
 def traced_digest(function: Callable[..., Any], *shapes: Any) -> str:
     """A digest of what JAX traces of a function, and of the arrays that it holds."""
     closed = jax.make_jaxpr(function)(*shapes)
-    found = hashlib.sha256(ADDRESS.sub("", str(closed.jaxpr)).encode())
-    for array in closed.consts:
+    return _hashed(ADDRESS.sub("", str(closed.jaxpr)), closed.consts)
+
+
+def _hashed(text: str, arrays: Iterable[Any]) -> str:
+    found = hashlib.sha256(text.encode())
+    for array in arrays:
         known = np.asarray(array)
         found.update(f"{known.dtype}{known.shape}".encode() + known.tobytes())
     return found.hexdigest()[:16]

@@ -59,6 +59,10 @@ class SlowSDE(eqx.Module):
         """False if the noise has no part along Γ, so that the slow SDE is an ODE (label noise)."""
         return self._noise.diffuses(self.problem)
 
+    def at_rank(self, rank: Any) -> "SlowSDE":
+        """The same at a rank of H that is known; None to count it at every point."""
+        return eqx.tree_at(lambda sde: sde.rank, self, rank, is_leaf=lambda leaf: leaf is None)
+
     @property
     def rank_for(self) -> str | None:
         """What asks for a clear rank of H, in words; None for label noise by residuals, which never does."""

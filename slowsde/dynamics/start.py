@@ -100,7 +100,7 @@ def start_on_manifold(
         # Sparse ends are singular points of Γ. There a flow that interpolates goes on along what is left of Γ: the rank
         # is counted anew at every step, and the saved ranks tell.
         return SlowState(sde, on_device(np.full_like(floor, -np.inf))), start, v0
-    sde = eqx.tree_at(lambda s: s.rank, sde, limit.rank, is_leaf=lambda leaf: leaf is None)
+    sde = sde.at_rank(limit.rank)
     return SlowState(sde, on_device(floor)), start, v0
 
 

@@ -97,9 +97,9 @@ def check_accumulated(state: PyTree) -> None:
 def check_updates(transformation: Any, params: PyTree, every: int, alike: bool) -> None:
     """ValueError if `transformation` goes up a gradient or, where it is said to be like an AGM, if it is unlike any."""
     state = transformation.init(params)
-    if alike and misfit(state):
-        raise ValueError(f"like: {misfit(state)}. Leave out like: the run itself needs none.")
-    if not any(type(node).__name__ == "MaskedNode" for node in jax.tree.leaves(state, is_leaf=_is_masked)):
+    if alike and (why := misfit(state)):
+        raise ValueError(f"like: {why}. Leave out like: the run itself needs none.")
+    if not any(map(_is_masked, jax.tree.leaves(state, is_leaf=_is_masked))):
         return
     ones = jax.tree.map(jnp.ones_like, params)
     moves = jax.jit(transformation.update)(ones, before_step(state, every), params)[0]

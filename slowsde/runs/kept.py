@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +38,7 @@ def belonging(asked: Request, sde: SlowSDE, x0: Array, v0: PyTree, settings: dic
         "checkpoint": VERSION,
     }
     # By their names where a digest is of parts: "loss", "noise", "optimizer", and the version of JAX.
-    return known | {name: plain({name: value})[name] for name, value in settings.items()}
+    return known | plain(settings)
 
 
 def keep_finished(checkpoint: Checkpoint, found: Outcome) -> None:
@@ -69,8 +68,7 @@ def finished(checkpoint: Checkpoint, sde: SlowSDE) -> Outcome | None:
     kept, stats = checkpoint.stages[STAGE], dict(checkpoint.stats)
     about = stats.pop(STAGE)
     if kept["rank"]:
-        rank = jnp.asarray(kept["rank"][0])
-        sde = eqx.tree_at(lambda s: s.rank, sde, rank, is_leaf=lambda leaf: leaf is None)
+        sde = sde.at_rank(jnp.asarray(kept["rank"][0]))
     form = jax.tree.structure(sde.state_shapes())
     vs = jax.tree.unflatten(form, kept["v"]) if kept["v"] else rebuild(about["v"], iter(()))
     ts, xs, good, result, ended = kept["outcome"]

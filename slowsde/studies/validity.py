@@ -8,7 +8,6 @@ where it is met; `CRITERIA` says when it no longer is, and `validity` how that w
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -393,7 +392,7 @@ def _fitting(
     v, rank = jax.tree.map(lambda leaf: leaf[0, 0], vs), slow.stats.get("rank")
     if not sde.crosses_singular_points:
         rank = sde.normal_space(x, v).rank if rank is None else jnp.asarray(rank, int)
-        sde = eqx.tree_at(lambda s: s.rank, sde, rank, is_leaf=lambda leaf: leaf is None)
+        sde = sde.at_rank(rank)
     step = float(jnp.linalg.norm(sde.loss.newton_step(x, sde.normal_space(x, v))))
     if step > 1e-3 * float(extent(x, origin=ORIGIN)):
         raise ValueError(
