@@ -15,7 +15,7 @@ from manifolds.support.precision import cast, on_device, to_numpy, working_preci
 
 from ..problems.abstract import AbstractProblem
 from ..problems.route import Route
-from ..support.arguments import positive_integer
+from ..support.arguments import check_tolerance, positive_integer
 from ..support.progress import step_meter
 from . import checks
 from .slow_sde import SlowSDE, equilibrium
@@ -30,26 +30,33 @@ def to_manifold(
     route: str | Route = "auto",
     rank: int | None = None,
     dtype: Any = "float64",
+    rtol: float = 1e-8,
     max_steps: int = MAX_STEPS,
     progress: bool | None = None,
 ) -> PyTree:
     """Φ_S(params): train `params` to the manifold of minimizers of a problem by its preconditioned gradient flow.
 
     `manifolds.limit_map` by the problem's own route. `metric` is S (None: plain gradient flow, see
-    `manifolds.as_metric`), `max_steps` a bound on the steps of the flow, `progress` whether they are counted on stderr
-    (None: if it is a terminal). Raises `manifolds.ManifoldError` (a ValueError) where the flow reaches no minimizer
-    that has a manifold around it; least squares and classification may end at a singular point of theirs.
+    `manifolds.as_metric`), `rtol` the relative error of a step of the flow (what is returned lies on Γ to rounding at
+    any; with 1e-4 a large problem takes a tenth of the steps), `max_steps` a bound on them, `progress` whether they are
+    counted on stderr (None: if it is a terminal). Raises `manifolds.ManifoldError` (a ValueError) where the flow
+    reaches no minimizer that has a manifold around it; least squares and classification may end at a singular point of
+    theirs.
 
     Example:
-        >>> start = to_manifold(problem, params0)
+        >>> u, v = to_manifold(problem, params0)
+        >>> float(round(u * v, 5))
+        1.0
     """
     positive_integer("max_steps", max_steps)
+    rtol = check_tolerance("rtol", rtol)
     with working_precision(dtype) as precision:
         problem, params, metric = cast((problem, params, metric), precision)
         chart = Coordinates.of(params)
         if metric is None:  # as a diagonal, so that what is compiled here serves Adam's metric too
             metric = mf.Diagonal(on_device(np.ones(chart.size, precision)))
-        options = {"max_steps": max_steps, "shown": step_meter("to_manifold", progress, max_steps), "what": "params"}
+        shown = step_meter("to_manifold", progress, max_steps)
+        options = {"rtol": rtol, "max_steps": max_steps, "shown": shown, "what": "params"}
         return limit_map(problem.flat_loss(chart, route), params, metric, rank=rank, dtype=precision, **options)
 
 
