@@ -8,13 +8,15 @@ from .comparisons import plot_comparison, plot_gap
 from .orders import plot_convergence
 from .phase_portrait import plot_phase_portrait
 from .predictions import plot_prediction
-from .style import CLOCKS, LABELS, TIME
+from .style import CLOCKS, COLOURS, LABELS, MARKERS, TIME
 from .trajectories import plot_metric, plot_sharpness, plot_test_error
 from .verdicts import plot_validity, shade_untrusted
 
 __all__ = [
     "CLOCKS",
+    "COLOURS",
     "LABELS",
+    "MARKERS",
     "TIME",
     "plot_comparison",
     "plot_convergence",

@@ -31,7 +31,7 @@ def plot_comparison(
     """Slow curve, discrete mean with a band of ± 2 standard deviations of a run, and `runs` single runs.
 
     Example:
-        >>> plot_comparison(compare(slow, fast), name="trace_hessian")
+        >>> plot.plot_comparison(compare(slow, fast), name="trace_hessian")
     """
     name = observable(comparison.gap, name)
     ax = axes_for(ax)
@@ -48,7 +48,11 @@ def plot_comparison(
 
 
 def plot_gap(comparison: Comparison, *, ax: Any = None, name: str | None = None, **kw: Any) -> Any:
-    """The gap over time with a band of ± 4 standard errors: where the band misses zero, the gap is real."""
+    """The gap over time with a band of ± 4 standard errors: where the band misses zero, the gap is real.
+
+    Example:
+        >>> plot.plot_gap(compare(slow, fast), name="trace_hessian")
+    """
     name = observable(comparison.gap, name)
     ax = axes_for(ax)
     style = DISCRETE | {"linestyle": "-"} | kw

@@ -30,7 +30,10 @@ def plot_convergence(
     Hollow symbols are negative errors. Without a fit (see `ConvergenceStudy.verdict`) there is no line.
 
     Example:
-        >>> plot_convergence(study, name="trace_hessian")
+        >>> start = to_manifold(problem, params0)
+        >>> study = convergence_study(problem, sgd(), start, 0.5, lrs=(0.08, 0.04, 0.02), paths=64,
+        ...                           observables="trace_hessian")
+        >>> plot.plot_convergence(study, name="trace_hessian")
     """
     name = observable(study.errors, name)
     ax = axes_for(ax)

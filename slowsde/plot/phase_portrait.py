@@ -48,8 +48,8 @@ def plot_phase_portrait(
     Raises: ValueError unless there are two parameters.
 
     Example:
-        >>> fast = run_discrete(problem, adam(c=1.0), (1.2, 0.5), 1.0, lr=0.05, paths=4, project=False)
-        >>> plot_phase_portrait(problem, slow, fast, optimizer=adam(c=1.0))
+        >>> fast = run_discrete(problem, adam(c=10.0), params0, 1.0, lr=0.05, paths=4, project=False)
+        >>> plot.plot_phase_portrait(problem, slow, fast, optimizer=adam(c=10.0))
     """
     shown = [_flat_paths(slow)[:runs]] + ([] if discrete is None else [_flat_paths(discrete)[:runs]])
     sizes = {paths.shape[-1] for paths in shown}

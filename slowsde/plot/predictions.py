@@ -16,7 +16,8 @@ def plot_prediction(
     """The predicted mean with a band of ± 2 errors, the slow SDE (η = 0), and the mean of the runs at each rate.
 
     Example:
-        >>> plot_prediction(predict(problem, adam(c=2.0), start, 1.0, lr=0.01), name="trace_hessian")
+        >>> found = predict(problem, adam(c=2.0), params0, t1=0.5, lr=0.01, metrics="trace_hessian")
+        >>> plot.plot_prediction(found)
     """
     name = observable(prediction.mean, name)
     ax = axes_for(ax)

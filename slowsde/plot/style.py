@@ -12,7 +12,10 @@ from .results import Trajectory
 SLOW = {"color": "#10263f", "linewidth": 2.0, "zorder": 4}
 DISCRETE = {"color": "#d1652a", "linewidth": 1.4, "linestyle": "--", "zorder": 5}
 COLOURS = ("#10263f", "#d1652a", "#3b7f8c", "#8a5a9e", "#b08a1e", "0.55")
-MARKERS, DASHES = "osv^Dx", ("-", "--", "-.", ":")
+"""The colours of one curve after the other, as in `plot_test_error`."""
+MARKERS = "osv^Dx"
+"""Their markers, which tell them apart in grey."""
+DASHES = ("-", "--", "-.", ":")
 LABELS = {
     "loss": "loss $L$",
     "trace_hessian": r"$\mathrm{tr}\,H$",

@@ -25,7 +25,11 @@ from .style import (
 
 
 def plot_metric(trajectory: Trajectory, *, ax: Any = None, name: str | None = None, runs: int = 8, **kw: Any) -> Any:
-    """The mean of one observable over the paths of a trajectory, its band of ± 2 standard deviations, single runs."""
+    """The mean of one observable over the paths of a trajectory, its band of ± 2 standard deviations, single runs.
+
+    Example:
+        >>> plot.plot_metric(fast, name="trace_hessian")
+    """
     name = observable(trajectory.metrics, name)
     ax = axes_for(ax)
     style = (SLOW if trajectory.label == "slow" else DISCRETE) | kw
@@ -50,7 +54,9 @@ def plot_sharpness(
     `x` and `y` name observables that all carry (ValueError otherwise), `labels` the trajectories.
 
     Example:
-        >>> plot_sharpness(slow_sgd, slow_adam, fast_adam, labels=("SGD", "Adam", "Adam, discrete"))
+        >>> both = ("trace_hessian", "trace_sqrt_diag_hessian")
+        >>> with_sgd, with_adam = (simulate(problem, o, params0, 1.0, metrics=both) for o in (sgd(), adam(c=10.0)))
+        >>> plot.plot_sharpness(with_sgd, with_adam, labels=("SGD", "Adam"))
     """
     if not trajectories:
         raise ValueError("plot_sharpness was given no trajectory: pass one or more.")
@@ -85,7 +91,8 @@ def plot_test_error(samples: Sequence[int], errors: Mapping[str, Any], *, ax: An
     Raises: ValueError unless every array is (seeds, N).
 
     Example:
-        >>> plot_test_error((8, 12, 20), {"SGD": sgd_errors, "Adam": adam_errors})  # each (seeds, 3)
+        >>> errors = {"SGD": [[0.4, 0.2, 0.1], [0.5, 0.1, 0.1]], "Adam": [[0.3, 0.2, 0.1], [0.2, 0.1, 0.0]]}
+        >>> plot.plot_test_error((8, 12, 20), errors)  # each (seeds, 3)
     """
     sizes = np.asarray(samples, float)
     if not errors:

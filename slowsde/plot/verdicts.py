@@ -19,7 +19,7 @@ def plot_validity(validity: Validity, *, ax: Any = None, **kw: Any) -> Any:
     """Every ratio over the threshold above which it is bad, in slow time; shaded where doubtful and where not valid.
 
     Example:
-        >>> plot_validity(validity(problem, optimizer, slow, lr=0.01))
+        >>> plot.plot_validity(validity(problem, adam(c=10.0), slow, lr=0.01))
     """
     ax = axes_for(ax)
     shown = {name: values / validity.thresholds[name][1] for name, values in validity.ratios.items()}
@@ -52,7 +52,12 @@ def plot_validity(validity: Validity, *, ax: Any = None, **kw: Any) -> Any:
 
 def shade_untrusted(validity: Validity, ax: Any) -> Any:
     """Vertical bands over the slow times at which the slow SDE is not valid, on axes in slow time such as those of
-    `plot_comparison`."""
+    `plot_comparison`.
+
+    Example:
+        >>> ax = plot.plot_comparison(compare(slow, fast))
+        >>> plot.shade_untrusted(validity(problem, adam(c=10.0), slow, lr=0.02), ax)
+    """
     bad = np.concatenate([[False], validity.levels == 2, [False]])
     edges = np.flatnonzero(np.diff(bad.astype(int)))
     # Levels are known at saved times: a band reaches half-way to the neighbours, so that a single bad time is seen.

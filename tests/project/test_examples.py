@@ -1,11 +1,15 @@
 """The notebooks of examples/: each belongs to its script, was executed without an error, and runs."""
 
 import importlib.util
+import operator
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+import slowsde as ss
 
 pytest.importorskip("jupytext", reason='pip install "slowsde[examples]"')
 FOLDER = Path(__file__).parents[2] / "examples"
@@ -55,6 +59,13 @@ def test_an_old_notebook_is_noticed(old: str, new: str, tmp_path: Path) -> None:
     assert old in text
     path.write_text(text.replace(old, new))
     assert not RUN.is_current(script)
+
+
+@pytest.mark.parametrize("script", RUN.scripts(), ids=lambda path: path.stem)
+def test_what_notebooks_call_exists(script: Path) -> None:
+    # A constant once left `ss.plot` unnoticed: notebooks are run by the long tests alone.
+    for name in set(re.findall(r"\bss((?:\.\w+)+)", script.read_text(encoding="utf-8"))):
+        assert operator.attrgetter(name[1:])(ss) is not None
 
 
 def test_a_cell_ends_at_its_marker_alone(tmp_path: Path) -> None:
