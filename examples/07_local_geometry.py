@@ -269,3 +269,5 @@ plt.show()
 # Real Adam follows: in $\mathrm{tr}\,\mathrm{Diag}(H)^{1/2}$ it ends at 18.4 ± 0.7 for $\eta = 0.01$, at 13.7 ± 0.9 for
 # 0.0025, the slow SDE at 12.9 ± 0.9. $R_{\mathrm{med}}$ itself has a ceiling that rises as $\eta$ falls (3e3, then
 # 1e5): the median weight is one that fluctuates about zero.
+#
+# What real networks do on the way, each layer by itself: [layer by layer](12_layer_by_layer.ipynb).
