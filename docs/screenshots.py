@@ -20,6 +20,7 @@ SHOWN = {
     "started": "docs/getting_started.html",
     "gallery": "docs/gallery.html",
     "notebook": "examples/05_which_model.html",
+    "edge": "examples/11_beyond_the_edge.html",
     "api": "docs/reference/runs.html#slowsde.simulate",
     "theory": "docs/theory.html",
     "faq": "docs/faq.html",

@@ -83,6 +83,7 @@ __all__ = [
     "compare",
     "conventional_sde",
     "convergence_study",
+    "derive",
     "from_optax_state",
     "from_sympy",
     "from_torch",

@@ -29,7 +29,7 @@ def public_names(module: str) -> list[str]:
     """The public names of a module that are no modules: what it lists, or what it defines."""
     loaded = importlib.import_module(module)
     own = [n for n, o in vars(loaded).items() if n[0] != "_" and getattr(o, "__module__", "") == module]
-    names = [*getattr(loaded, "__all__", own), *(["derive"] if module == "slowsde" else [])]
+    names = getattr(loaded, "__all__", own)
     return sorted({n for n in names if not isinstance(getattr(loaded, n), ModuleType)})
 
 

@@ -15,7 +15,11 @@ from .diagonal import Diagonal, Identity, check_positive
 
 def as_metric(metric: Any, size: int) -> AbstractMetric:
     """A metric from what a user is likely to pass: a metric, None or "identity", a diagonal (flat or params-like), a
-    (p, p) matrix. ValueError names anything else, and a metric whose size is not p = `size`."""
+    (p, p) matrix. ValueError names anything else, and a metric whose size is not p = `size`.
+
+    Example:
+        >>> as_metric(np.array([1.0, 2.0]), size=2)
+    """
     if metric is None or (isinstance(metric, str) and metric == "identity"):
         return Identity()
     if isinstance(metric, (Dense, Diagonal)):

@@ -15,6 +15,10 @@ class Dense(AbstractMetric):
     """S = a dense symmetric positive definite matrix, through its eigendecomposition (made once, on construction).
 
     Raises ValueError for a matrix that is not square, symmetric or positive definite (when its values are known).
+
+    Example:
+        >>> Dense(np.array([[2.0, 1.0], [1.0, 2.0]]))(jnp.ones(2)).round(5)
+        Array([3., 3.], dtype=float32)
     """
 
     values: Any  # (p,) ascending

@@ -76,8 +76,7 @@ def coefficients(
         minimum, or where minimizers are degenerate or cross.
 
     Example:
-        >>> c = coefficients(problem, adam(c=1.0), params)
-        >>> jax.tree.map(jnp.shape, c.drift)
+        >>> coefficients(problem, adam(c=1.0), np.array([2.0, 0.5])).drift
     """
     if not (t is None or is_traced(t) or (is_number(t) and not np.isnan(t))):
         raise ValueError(f"t={shown(t)} must be one slow time, or None for long after the start.")

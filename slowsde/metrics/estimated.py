@@ -59,7 +59,7 @@ def trace_hessian(
     Raises ValueError for fewer than two probes.
 
     Example:
-        >>> value, error = metrics.estimated.trace_hessian(problem, params, probes=100, sketch=20)
+        >>> value, error = metrics.estimated.trace_hessian(problem, slow.at(1.0).params[0], probes=100)
     """
     arguments.positive_integer("probes", probes)
     if probes < 2:
@@ -91,7 +91,7 @@ def largest_eigenvalue(
     Raises ValueError for fewer than one iteration.
 
     Example:
-        >>> value, residual = metrics.estimated.largest_eigenvalue(problem, params)
+        >>> value, residual = metrics.estimated.largest_eigenvalue(problem, slow.at(1.0).params[0])
     """
     arguments.positive_integer("iterations", iterations)
     # λ_max without a loss's own route: a general loss of many parameters has products only. (Least squares on the

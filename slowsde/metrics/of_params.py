@@ -16,7 +16,13 @@ from .metric import Metric, Vector
 
 
 def distance(params: PyTree) -> Metric:
-    """|θ − params|, the Euclidean distance from a given point."""
+    """|θ − params|, the Euclidean distance from a given point.
+
+    Example:
+        >>> slow = simulate(problem, adam(c=10.0), params0, 1.0, metrics=("loss", metrics.distance(params0)))
+        >>> slow["distance"].shape
+        (1, 101)
+    """
     # NumPy, as it is made before a run chooses its precision.
     origin = np.asarray(ravel(params))
 
@@ -35,7 +41,8 @@ def accuracy(logits: Callable[[PyTree, PyTree], Any], inputs: PyTree, labels: An
     axis n, `labels` (n,) class numbers; ValueError for others.
 
     Example:
-        >>> simulate(problem, adam(c=1.0), params0, 1.0, metrics=(accuracy(network, test_images, test_digits),))
+        >>> held = metrics.accuracy(lambda w, x: w @ x, inputs=np.eye(3), labels=np.array([0, 1, 1]))
+        >>> held  # for metrics=(held,) in any run
     """
     classes = np.asarray(labels)
     if classes.ndim != 1 or not np.issubdtype(classes.dtype, np.integer):
@@ -61,7 +68,7 @@ def participation_ratio(function: Callable[[PyTree], Any] | None = None) -> Metr
     carry its size, from 1 (one entry) to their number (all alike).
 
     Example:
-        >>> participation_ratio(lambda w: w["u"] ** 2 - w["v"] ** 2)  # of the predictor of a diagonal network
+        >>> metrics.participation_ratio(lambda w: w["u"] ** 2 - w["v"] ** 2)  # of the predictor of a diagonal network
     """
 
     def ratio(sde: SlowSDE, x: Vector, v: PyTree) -> Array:
@@ -72,7 +79,11 @@ def participation_ratio(function: Callable[[PyTree], Any] | None = None) -> Metr
 
 
 def sparsity(function: Callable[[PyTree], Any] | None = None, threshold: float = 1e-3) -> Metric:
-    """The share of entries of a = function(params) (None: all parameters) with |a_i| ≤ threshold · max_j |a_j|."""
+    """The share of entries of a = function(params) (None: all parameters) with |a_i| ≤ threshold · max_j |a_j|.
+
+    Example:
+        >>> metrics.sparsity(lambda w: w["u"] ** 2 - w["v"] ** 2, threshold=0.01)
+    """
     threshold = number("threshold", threshold, "relative to the largest entry.", least=0, below=1)
 
     def share(sde: SlowSDE, x: Vector, v: PyTree) -> Array:
@@ -88,7 +99,7 @@ def effective_rank(function: Callable[[PyTree], Any]) -> Metric:
     From 1 to its rank (Roy and Vetterli 2007). ValueError unless `function` returns a matrix.
 
     Example:
-        >>> effective_rank(lambda w: w["left"] @ w["right"])
+        >>> metrics.effective_rank(lambda w: w["left"] @ w["right"])
     """
 
     def rank(sde: SlowSDE, x: Vector, v: PyTree) -> Array:

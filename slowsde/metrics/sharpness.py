@@ -15,13 +15,21 @@ def _diagonal(sde: SlowSDE, x: Vector) -> Vector:
 
 
 def trace_power_diag_hessian(exponent: float) -> Metric:
-    """tr Diag(H)^exponent: what AdamE-λ minimizes under label noise, at exponent 1 − λ."""
+    """tr Diag(H)^exponent: what AdamE-λ minimizes under label noise, at exponent 1 − λ.
+
+    Example:
+        >>> metrics.trace_power_diag_hessian(0.25)  # of adame(c, lam=0.75)
+    """
     exponent = number("exponent", exponent, "AdamE-λ minimizes the one of 1 − λ.")
     return Metric(f"trace_power_diag_hessian({exponent})", lambda sde, x, v: jnp.sum(_diagonal(sde, x) ** exponent))
 
 
 def gradient_norm(eps: float = 0.0) -> Metric:
-    """‖∇L‖_{1,ε} = Σ_i √((∂_iL)² + ε), ε ≥ 0: the norm in the correction of `backward_error`; the 1-norm for ε = 0."""
+    """‖∇L‖_{1,ε} = Σ_i √((∂_iL)² + ε), ε ≥ 0: the norm in the correction of `backward_error`; the 1-norm for ε = 0.
+
+    Example:
+        >>> metrics.gradient_norm(eps=1e-2)
+    """
     eps = number("eps", eps, least=0)
     return Metric(f"gradient_norm({eps})", lambda sde, x, v: jnp.sum(jnp.sqrt(sde.loss.gradient(x) ** 2 + eps)))
 

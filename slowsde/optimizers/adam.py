@@ -35,7 +35,8 @@ def rmsprop(c: Any, eps: float = 1e-8, **settings: Unpack[Settings]) -> AGM:
     """RMSProp: V = diag, S = Diag(1/(√v + ε)), no momentum. `settings` as in `sgd`.
 
     Example:
-        >>> rmsprop(c=slow_rate(lr=1e-3, b2=0.999))
+        >>> rmsprop(c=slow_rate(lr=0.1, b2=0.9)).b1
+        0.0
     """
     return adame(c, 0.5, 0.0, eps, **settings)
 
@@ -83,8 +84,8 @@ def adam_eps_inside(c: Any, b1: float = 0.9, eps: float = 1e-8, bias_correction:
     """Adam with ε inside the root, S = Diag(1/√(v+ε)): the method that `backward_error` describes. RMSProp for b1 = 0.
 
     Example:
-        >>> still = Problem(loss, GaussianNoise(0.0))  # full batch
+        >>> still = Problem(lambda w: 0.5 * (1.5 - 2 * w[0] * w[1]) ** 2, GaussianNoise(0.0))  # full batch
         >>> optimizer = adam_eps_inside(slow_rate(lr=0.01, b2=0.95), eps=1e-2)
-        >>> run_discrete(still, optimizer, params0, slow_time(100, 0.01), lr=0.01, paths=1, project=False)
+        >>> run = run_discrete(still, optimizer, params0, slow_time(100, 0.01), lr=0.01, paths=1, project=False)
     """
     return AGM(square, _RootMetric(checked_eps(eps)), c, b1, bias_correction=bias_correction)

@@ -62,10 +62,15 @@ def from_optax_state(state: PyTree, b2: Any = None, partly: bool = False) -> PyT
         in [0, 1), or if state does not count its steps or has counted none.
 
     Example:
-        >>> updates, state = optimizer.update(gradient, state, params)  # a training run with optax.adam(1e-3), …
+        >>> import optax
+        >>> optimizer, gradient = optax.adam(0.01), jax.grad(problem.loss)
+        >>> params, state = params0, optimizer.init(params0)
+        >>> for _ in range(10):  # a training run …
+        ...     updates, state = optimizer.update(gradient(params), state)
+        ...     params = optax.apply_updates(params, updates)
         >>> v0 = from_optax_state(state, b2=0.999)  # … stopped near a minimum: where is it heading?
-        >>> real = adam(c=slow_rate(1e-3, 0.999), bias_correction=True)
-        >>> slow = simulate(problem, real, params, t0=steps * 1e-6, t1=0.1, v0=v0)
+        >>> real = adam(c=slow_rate(0.01, 0.999), bias_correction=True)
+        >>> slow = simulate(problem, real, params, t0=slow_time(10, 0.01), t1=1.0, v0=v0)
     """
     if b2 is not None and not is_traced(b2) and not 0 <= float(b2) < 1:
         raise ValueError(f"b2={b2} must lie in [0, 1), or be None to leave the second moment as it is.")

@@ -20,9 +20,14 @@ def from_torch_optimizer(optimizer: Any, module: Any) -> dict[str, np.ndarray]:
     or is AMSGrad, whose largest moment so far never relaxes.
 
     Example:
-        >>> v0 = from_torch_optimizer(optimizer, module)  # torch.optim.Adam(module.parameters(), lr=1e-3)
-        >>> real = adam(c=slow_rate(1e-3, 0.999), bias_correction=True)
-        >>> slow = simulate(problem, real, params, t0=steps * 1e-6, t1=0.1, v0=v0)
+        >>> import torch
+        >>> module = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+        >>> module(torch.ones(4, 2)).square().mean().backward()
+        >>> optimizer.step()  # a training run, stopped near a minimum: where is it heading?
+        >>> v0 = from_torch_optimizer(optimizer, module)  # for adam(c=slow_rate(1e-3, 0.999), bias_correction=True)
+        >>> v0["weight"].shape
+        (1, 2)
     """
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}

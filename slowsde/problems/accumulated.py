@@ -31,9 +31,10 @@ def accumulated(problem: P, count: int) -> P:
     Raises ValueError for a count that is no positive integer, and for a problem without noise.
 
     Example:
+        >>> import optax
         >>> real = optax.MultiSteps(optax.adam(0.01, b2=0.999), 4)  # micro-batches: the noise of `problem`
-        >>> fast = run_discrete(problem, real, params0, t1=1.0, lr=0.01, like=adam(c=10.0, bias_correction=True))
-        >>> slow = simulate(accumulated(problem, 4), adam(c=10.0, bias_correction=True), params0, t1=1.0)
+        >>> fast = run_discrete(problem, real, params0, t1=0.1, lr=0.01, like=adam(c=10.0, bias_correction=True))
+        >>> slow = simulate(accumulated(problem, 4), adam(c=10.0, bias_correction=True), params0, t1=0.1)
     """
     count = positive_integer("count", count)
     if not isinstance(problem, AbstractProblem) or problem.noise is None:

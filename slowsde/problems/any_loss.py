@@ -24,8 +24,8 @@ class Problem(AbstractProblem):
 
     Example:
         >>> valley = Problem(lambda x: 0.5 * (1 + x[1] ** 2) * x[0] ** 2, noise=GaussianNoise(0.3))
-        >>> valley.loss(jnp.array([1.0, 0.0]))
-        Array(0.5, dtype=float32, weak_type=True)
+        >>> float(valley.loss(jnp.array([1.0, 0.0])))
+        0.5
     """
 
     loss: Callable[[PyTree], Any]

@@ -31,7 +31,9 @@ class Classification(AbstractLabelledProblem):
     Raises ValueError for other targets.
 
     Example:
+        >>> images, digits = np.random.default_rng(0).normal(size=(8, 4)), np.arange(8)
         >>> smoothed = 0.9 * np.eye(10)[digits] + 0.1 / 10
+        >>> network = lambda w, image: w["out"] @ jnp.tanh(w["in"] @ image)
         >>> problem = Classification(network, images, smoothed, noise=LabelNoise(batch_size=1))
     """
 

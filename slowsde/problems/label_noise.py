@@ -48,6 +48,7 @@ class LabelNoise(AbstractNoise):
 
     Example:
         >>> LabelNoise(0.5, batch_size=1)  # one sample a step, α = 0.25
+        >>> clean = np.array([True, True, False])
         >>> LabelNoise(np.where(clean, 0.1, 1.0), batch_size=8)  # some labels are noisier
         >>> LabelNoise(batch_size=1)  # for Classification, α = 1
     """

@@ -21,6 +21,7 @@ class LeastSquares(AbstractLabelledProblem):
 
     Example:
         >>> net = lambda w, z: z @ (w["u"] ** 2 - w["v"] ** 2)
+        >>> inputs, targets = np.eye(3), np.array([1.0, 0.0, 0.0])
         >>> problem = LeastSquares(net, inputs, targets, noise=LabelNoise(0.5))
     """
 

@@ -27,7 +27,7 @@ class Route:
     Raises ValueError for another name, and for a bound or block that is not positive.
 
     Example:
-        >>> simulate(problem, adam(c=10.0), params0, 1.0, route=Route("matrix_free", memory=8 * 10**9))
+        >>> slow = simulate(problem, adam(c=10.0), params0, 1.0, route=Route("matrix_free", memory=8 * 10**9))
     """
 
     name: str = "auto"

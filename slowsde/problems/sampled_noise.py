@@ -45,8 +45,8 @@ class SampledNoise(AbstractNoise):
         seed: of the fixed keys.
 
     Example:
-        >>> noise = SampledNoise(lambda w, key: gradient(w, batch(key)), draws=512)
-        >>> noise.error(problem, params)["noise_error"]
+        >>> noise = SampledNoise(lambda w, key: w[::-1] * jax.random.normal(key), draws=512)
+        >>> noise.error(problem, np.array([2.0, 0.5]))["noise_error"]  # of Σ, relative
     """
 
     sample: Callable[[PyTree, PRNGKeyArray], PyTree]

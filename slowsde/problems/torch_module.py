@@ -37,10 +37,12 @@ def from_torch(module: Any, example: Any = None) -> tuple[Callable[[Any, Any], A
         without trainable parameters, and if the two differ on `example`.
 
     Example:
-        >>> predict, params = from_torch(module)
+        >>> import torch
+        >>> module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+        >>> inputs, targets = torch.randn(2, 3), torch.randn(2, 1)
+        >>> predict, params = from_torch(module, example=inputs)
         >>> problem = LeastSquares(predict, inputs.numpy(), targets.numpy(), noise=LabelNoise(0.1, batch_size=1))
         >>> slow = simulate(problem, adam(c=10.0), params, t1=1.0)
-        >>> into_torch(module, slow.at(1.0).params, path=0)  # and back
     """
     torch, torchax = _libraries()
     if not isinstance(module, torch.nn.Module):
@@ -63,6 +65,11 @@ def into_torch(module: Any, params: Mapping[str, Any], path: int | None = None) 
 
     `path` picks one of the leading axis that the leaves of a trajectory have. Returns the module, changed.
     Raises ValueError for names that it has not, and for other shapes.
+
+    Example:
+        >>> import torch
+        >>> into_torch(torch.nn.Linear(2, 1), {"weight": np.ones((1, 2)), "bias": np.zeros(1)}).weight.sum().item()
+        2.0
     """
     torch, _ = _libraries()
     own = dict(module.named_parameters())

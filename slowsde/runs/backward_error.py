@@ -100,7 +100,7 @@ def backward_error(
         run away from an unbounded loss.
 
     Example:
-        >>> ode = backward_error(lambda w: 0.5 * (1.5 - 2 * w[0] * w[1]) ** 2, w0, 4.0, lr=0.01, b2=0.95, eps=1e-2)
+        >>> ode = backward_error(lambda w: 0.5 * (1.5 - 2 * w[0] * w[1]) ** 2, params0, 4.0, lr=0.01, b2=0.95, eps=1e-2)
         >>> ode.final_params.shape
         (1, 2)
     """

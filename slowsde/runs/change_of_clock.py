@@ -26,14 +26,20 @@ def on_slow_clock(trajectory: Trajectory, lr: float | None = None) -> Trajectory
     `lr` is η; None for that of the run (`stats["lr"]`). Raises ValueError if neither is known and η is needed.
 
     Example:
-        >>> on_slow_clock(backward_error(loss, params0, 5.0, lr=0.01)).ts[-1]
+        >>> ode = backward_error(lambda w: 0.5 * (1.5 - 2 * w[0] * w[1]) ** 2, params0, 5.0, lr=0.01)
+        >>> float(on_slow_clock(ode).ts[-1])
         0.05
     """
     return _on(SLOW, trajectory, lr)
 
 
 def on_ode_clock(trajectory: Trajectory, lr: float | None = None) -> Trajectory:
-    """The same trajectory with its times as t = kη; see `on_slow_clock`."""
+    """The same trajectory with its times as t = kη; see `on_slow_clock`.
+
+    Example:
+        >>> float(on_ode_clock(fast).ts[-1])  # 2500 steps of 0.02
+        50.0
+    """
     return _on(ODE, trajectory, lr)
 
 

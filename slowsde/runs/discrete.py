@@ -104,6 +104,7 @@ def run_discrete(
         >>> fast = run_discrete(problem, adam(c=10.0), params0, t1=1.0, lr=0.01, paths=64, metrics=("trace_hessian",))
         >>> fast.metrics["trace_hessian"].shape
         (64, 101)
+        >>> import optax
         >>> fast = run_discrete(problem, optax.adam(0.01, b2=0.999), params0, t1=1.0, lr=0.01,
         ...                     like=adam(c=10.0, bias_correction=True))
     """

@@ -74,8 +74,10 @@ def resume(
     Raises: ValueError on bad input; `RunError` as `simulate` does.
 
     Example:
-        >>> half = simulate(problem, adam(c=2.0), start, 0.5, paths=64, save_at=[0.5], dt=1e-3, key=key)
-        >>> rest = resume(problem, adam(c=2.0), half, 1.0, save_at=[1.0])
+        >>> half = simulate(problem, adam(c=10.0), params0, 0.5, save_at=[0.5])
+        >>> rest = resume(problem, adam(c=10.0), half, 1.0, save_at=[1.0])
+        >>> np.allclose(rest.final_params, slow.final_params, atol=1e-3)
+        True
     """
     _check_resumable(trajectory)
     check_digest(problem, optimizer, trajectory, "trajectory")

@@ -61,8 +61,10 @@ class Trajectory:
             returned to Γ, momentum, and the optimizer's own.
 
     Example:
-        >>> slow["trace_hessian"][:, -1]  # (paths,), at the last saved time
-        >>> slow.at(0.5).params
+        >>> slow["trace_hessian"].shape  # (paths, T)
+        (1, 101)
+        >>> slow.at(0.5).params.shape
+        (1, 2)
         >>> slow.plot(name="trace_hessian")
     """
 
@@ -242,7 +244,8 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Trajectory:
     is none.
 
     Example:
-        >>> load(trajectory.save("run.npz")).metrics["loss"].shape
+        >>> load(slow.save("run.npz")).metrics["trace_hessian"].shape
+        (1, 101)
     """
     target = Path(path)
     if not target.exists():  # the name that `save` was given

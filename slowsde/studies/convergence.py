@@ -166,7 +166,8 @@ def convergence_study(
     Raises: ValueError on bad input, before any run (c·lr² > 1 among it); `RunError` if a run fails.
 
     Example:
-        >>> study = convergence_study(problem, sgd(), start, 1.0, lrs=(0.04, 0.02, 0.01), paths=256,
+        >>> start = to_manifold(problem, params0)
+        >>> study = convergence_study(problem, sgd(), start, 0.5, lrs=(0.08, 0.04, 0.02), paths=64,
         ...                           observables="trace_hessian")
         >>> print(study.table())
     """

@@ -152,7 +152,9 @@ def weak_estimate(
     Source: D. Talay and L. Tubaro, Stochastic Analysis and Applications 8 (1990).
 
     Example:
-        >>> found = weak_estimate(problem, adam(c=2.0), start, 1.0, dt=0.05, paths=4096, observables="trace_hessian")
+        >>> valley = Problem(lambda x: 0.5 * (1 + x[1] ** 2) * x[0] ** 2, noise=GaussianNoise(0.3))
+        >>> found = weak_estimate(valley, adam(c=2.0), jnp.array([0.0, 1.0]), 1.0, dt=0.05, paths=4096,
+        ...                       observables="trace_hessian")
         >>> print(found.table())
     """
     asked = request(

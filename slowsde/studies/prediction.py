@@ -214,7 +214,8 @@ def predict(
         `RunError` if a run fails.
 
     Example:
-        >>> print(predict(problem, adam(c=10.0), params0, t1=1.0, lr=1e-3, metrics="trace_hessian").table())
+        >>> found = predict(problem, adam(c=2.0), params0, t1=0.5, lr=0.01, metrics="trace_hessian")
+        >>> print(found.table())
     """
     arguments.check_concrete("predict", problem, params0, v0, like, lr, t1)
     lr, named = arguments.check_lr(lr), as_metrics(metrics)

@@ -231,8 +231,9 @@ def validity(
     Raises: ValueError if slow is no slow trajectory, lr is not positive, or problem and optimizer do not fit slow.
 
     Example:
-        >>> print(validity(problem, optimizer, slow, lr=0.01))
-        >>> validity(problem, optimizer, slow, lr=0.01).verdict
+        >>> found = validity(problem, adam(c=10.0), slow, lr=0.02)
+        >>> print(found.summary)
+        >>> print(found)  # every ratio in time
     """
     _check_run(slow, lr)
     check_digest(problem, optimizer, slow, "slow")

@@ -38,8 +38,8 @@ def cache_compilations(path: str | os.PathLike[str] | None = None) -> Path:
     Raises: ValueError if there can be no such folder, or if it cannot be written to.
 
     Example:
-        >>> ss.cache_compilations()
-        PosixPath('/home/me/.cache/slowsde')
+        >>> cache_compilations("cache")
+        PosixPath('.../cache')
     """
     folder = _writable(_default() if path is None else _as_path(path))
     if _told() != str(folder):

@@ -57,7 +57,7 @@ def test_their_code_prints_what_they_show(page: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("section", (ROOT / MODELS).read_text().split("\n## ")[1:], ids=lambda s: s.split("\n")[0])
 def test_every_kind_of_model_runs(section: str) -> None:
-    for name, package in {"PyTorch": "torchax", "Flax": "flax"}.items():
+    for name, package in {"PyTorch": "torchax", "Flax": "flax", "Haiku": "haiku"}.items():
         if section.startswith(name) and find_spec(package) is None:
             pytest.skip(f"needs {package}")
     run(section)

@@ -21,14 +21,12 @@ sys.path.insert(0, str(ROOT / "docs" / "ext"))
 typesetting = importlib.import_module("typeset")
 
 MODULES = ("slowsde", "manifolds", "slowsde.metrics", "slowsde.metrics.estimated", "slowsde.plot")
-# Names of a module that are found when they are asked for.
-LATE = {"slowsde": ["derive"]}
 
 
 def public_names(module: str) -> set[str]:
     loaded = importlib.import_module(module)
     own = [n for n, o in vars(loaded).items() if n[0] != "_" and getattr(o, "__module__", "") == module]
-    names = [*getattr(loaded, "__all__", own), *LATE.get(module, [])]
+    names = getattr(loaded, "__all__", own)
     return {f"{module}.{name}" for name in names if not isinstance(getattr(loaded, name), ModuleType)}
 
 
