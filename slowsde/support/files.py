@@ -105,9 +105,13 @@ def _is_alive(process: int) -> bool:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = True) -> None:
     """An archive of arrays with a checksum over all of them, see `replaced`."""
+    # NumPy before 2.2 takes savez's allow_pickle=False for one more array.
+    objects = [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]
+    if objects:
+        raise ValueError(f"{', '.join(objects)} cannot be written: arrays of Python objects.")
     save = np.savez_compressed if compressed else np.savez
     with replaced(path) as file:
-        save(file, allow_pickle=False, **{CHECKSUM: np.array(checksum(arrays))}, **arrays)
+        save(file, **{CHECKSUM: np.array(checksum(arrays))}, **arrays)
 
 
 def read_arrays(path: Path, what: str = "file of Trajectory.save") -> dict[str, np.ndarray]:
