@@ -26,6 +26,7 @@ from .return_map import ranked_return
 
 Vector = Float[Array, " p"]
 FAR = 1e6  # times the size of the start: a flow that goes farther is not stuck by rounding, it has no end
+RTOL = 1e-8  # the relative error of a step, unless asked for otherwise
 MAX_STEPS = 10_000  # of the flow, unless asked for otherwise: networks take some hundreds
 
 
@@ -87,7 +88,7 @@ def limit_point(
     metric: AbstractMetric,
     rank: Int[Array, ""] | None = None,
     *,
-    rtol: float = 1e-8,
+    rtol: float = RTOL,
     max_steps: int = MAX_STEPS,
     shown: dfx.AbstractProgressMeter[Any] | None = None,
 ) -> LimitPoint:

@@ -8,7 +8,7 @@ from jaxtyping import Array, PyTree
 
 import manifolds as mf
 from manifolds.geometry import limit_map
-from manifolds.maps.limit_map import MAX_STEPS, LimitPoint, as_rank, check_limit, compiled_limit_point
+from manifolds.maps.limit_map import MAX_STEPS, RTOL, LimitPoint, as_rank, check_limit, compiled_limit_point
 from manifolds.normal.normal_space import rank_tolerance
 from manifolds.support.coordinates import Coordinates
 from manifolds.support.precision import cast, on_device, to_numpy, working_precision
@@ -30,7 +30,7 @@ def to_manifold(
     route: str | Route = "auto",
     rank: int | None = None,
     dtype: Any = "float64",
-    rtol: float = 1e-8,
+    rtol: float = RTOL,
     max_steps: int = MAX_STEPS,
     progress: bool | None = None,
 ) -> PyTree:
@@ -56,7 +56,9 @@ def to_manifold(
         if metric is None:  # as a diagonal, so that what is compiled here serves Adam's metric too
             metric = mf.Diagonal(on_device(np.ones(chart.size, precision)))
         shown = step_meter("to_manifold", progress, max_steps)
-        options = {"rtol": rtol, "max_steps": max_steps, "shown": shown, "what": "params"}
+        options = {"max_steps": max_steps, "shown": shown, "what": "params"}
+        if rtol != RTOL:  # named, it would be another program than that of the start of a run
+            options["rtol"] = rtol
         return limit_map(problem.flat_loss(chart, route), params, metric, rank=rank, dtype=precision, **options)
 
 
