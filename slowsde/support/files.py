@@ -109,7 +109,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bo
     objects = [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]
     if objects:
         raise ValueError(f"{', '.join(objects)} cannot be written: arrays of Python objects.")
-    save = np.savez_compressed if compressed else np.savez
+    save: Any = np.savez_compressed if compressed else np.savez
     with replaced(path) as file:
         save(file, **{CHECKSUM: np.array(checksum(arrays))}, **arrays)
 

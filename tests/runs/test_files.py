@@ -216,7 +216,7 @@ def test_files_of_the_first_format_are_read(tmp_path: Path) -> None:
     """They had no checksum."""
     arrays = files.read_arrays(RUN.save(tmp_path / "run"))
     arrays["header"] = np.array(json.dumps(json.loads(str(arrays["header"])) | {"format": 1}))
-    np.savez_compressed(tmp_path / "old.npz", **arrays)
+    np.savez_compressed(tmp_path / "old.npz", **arrays)  # pyright: ignore[reportArgumentType]
     assert same(ss.load(tmp_path / "old.npz"), RUN)
 
 
