@@ -6,6 +6,7 @@ compilation as XLA does it by itself; 1.4 and 1.9 s with its older code for fuse
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,17 +24,21 @@ def compiled(function: Function, *, once: bool | Callable[..., bool] = False) ->
     """`function` compiled, its arrays traced and all else static; `once` for what is called once in a run, or a
     function of the arguments that tells whether what there is to compute takes less time than its optimization.
 
-    Under transformations of JAX it is inlined, as options are for whole programs.
+    Under transformations of JAX it is inlined, as options are for whole programs. A default is the same program whether
+    it is named or not.
 
     Example:
         >>> compiled(lambda x: 2 * x)(jnp.ones(2))
         Array([2., 2.], dtype=float32)
     """
-    plain = eqx.filter_jit(function)
+    signature, plain = inspect.signature(function), eqx.filter_jit(function)
     alone = functools.cache(lambda backend, once: eqx.filter_jit(function, **_options(backend, once)))
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        args, kwargs = given.args, given.kwargs
         if is_traced(args, kwargs) or within_jit():
             return plain(*args, **kwargs)
         briefly = once(*args, **kwargs) if callable(once) else once

@@ -56,9 +56,7 @@ def to_manifold(
         if metric is None:  # as a diagonal, so that what is compiled here serves Adam's metric too
             metric = mf.Diagonal(on_device(np.ones(chart.size, precision)))
         shown = step_meter("to_manifold", progress, max_steps)
-        options = {"max_steps": max_steps, "shown": shown, "what": "params"}
-        if rtol != RTOL:  # named, it would be another program than that of the start of a run
-            options["rtol"] = rtol
+        options = {"rtol": rtol, "max_steps": max_steps, "shown": shown, "what": "params"}
         return limit_map(problem.flat_loss(chart, route), params, metric, rank=rank, dtype=precision, **options)
 
 

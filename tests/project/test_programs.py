@@ -5,7 +5,10 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
+
+from manifolds.support import compilation
 
 # A process of its own, where nothing is compiled yet. Locations are lines that start with #.
 RUN = """
@@ -70,3 +73,18 @@ def test_first_calls_compile_a_handful_of_small_programs(call: str, programs: in
 @pytest.mark.parametrize("call", ["simulate again", "run_discrete again", "simulate, with noise along Γ again"])
 def test_another_number_of_saved_times_or_steps_compiles_nothing(call: str, compiled: Any) -> None:
     assert compiled[call] == [0, 0]
+
+
+def test_a_default_is_the_same_program_named_or_not() -> None:
+    traced = []
+
+    @compilation.compiled
+    def scaled(x: Any, *, by: float = 2.0) -> Any:
+        traced.append(by)
+        return by * x
+
+    one = np.ones(())
+    assert scaled(one) == scaled(one, by=2.0) == scaled(x=one) == 2.0
+    assert traced == [2.0]
+    assert scaled(one, by=3.0) == 3.0
+    assert traced == [2.0, 3.0]
