@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
+from scipy.optimize import linprog
 
 import manifolds as mf
 import slowsde as ss
@@ -117,6 +118,13 @@ def small_network() -> tuple[ss.LeastSquares, dict[str, Any]]:
     problem = ss.LeastSquares(lambda p, z: p["a"] @ jnp.tanh(p["W"] @ z + p["b"]), inputs, targets, ss.LabelNoise(0.5))
     guess = {"W": rng.normal(size=(3, 3)), "b": 0.1 * rng.normal(size=3), "a": rng.normal(size=3)}
     return problem, ss.to_manifold(problem, guess)
+
+
+def basis_pursuit(inputs: np.ndarray, targets: np.ndarray, scale: Any = 1.0) -> np.ndarray:
+    """argmin Σ_j scale_j |w_j| among exact fits of ⟨inputs, w⟩ = targets, as w = w₊ − w₋ with both parts ≥ 0."""
+    cost = np.broadcast_to(scale, inputs.shape[1:])
+    parts = linprog(np.r_[cost, cost], A_eq=np.c_[inputs, -inputs], b_eq=targets, bounds=(0, None), method="highs").x
+    return parts[: cost.size] - parts[cost.size :]
 
 
 def sparse_network() -> tuple[ss.LeastSquares, dict[str, np.ndarray]]:

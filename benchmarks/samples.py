@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog
+from problems import basis_pursuit
 
 import slowsde as ss
 
@@ -60,37 +60,27 @@ def optimizer(name: str) -> ss.AGM:
     return ss.adame(known["c"], known["λ"], eps=EPS)
 
 
-def basis_pursuit(problem: ss.LeastSquares) -> np.ndarray:
-    """argmin ‖w‖₁ among exact fits, w = w₊ − w₋ with both parts ≥ 0."""
-    inputs, targets = np.asarray(problem.inputs), np.asarray(problem.targets)
-    parts = linprog(np.ones(2 * inputs.shape[1]), A_eq=np.hstack([inputs, -inputs]), b_eq=targets).x
-    return parts[: inputs.shape[1]] - parts[inputs.shape[1] :]
-
-
-def ends(args: argparse.Namespace, samples: int, truth: int, names: list[str]) -> Iterator[dict[str, Any]]:
-    """The ends asked for on one set of data, from one point of Γ, as rows of the table."""
-    problem, w_true = task(args.weights, args.sparsity, samples, truth)
+def ends(args: argparse.Namespace, shared: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
+    """The ends asked for on one set of data, from one point of Γ, as rows of the table, which have `shared` first."""
+    problem, w_true = task(args.weights, args.sparsity, shared["samples"], shared["truth"])
     trained = None
     for name in names:
         begun = time.perf_counter()
         if name == "pursuit":
-            w, result, first = basis_pursuit(problem), "SUCCESS", np.nan
+            w = basis_pursuit(np.asarray(problem.inputs), np.asarray(problem.targets))
+            result, first = "SUCCESS", np.nan
         else:
             if trained is None:
-                trained = ss.to_manifold(problem, start(args.start, args.size, args.weights, truth), rtol=1e-4)
+                trained = ss.to_manifold(
+                    problem, start(args.start, args.size, args.weights, shared["truth"]), rtol=1e-4
+                )
             first = time.perf_counter() - begun
             end = ss.stationary_point(
                 problem, optimizer(name), trained, rtol=args.rtol, tol=args.tol, max_steps=args.max_steps, throw=False
             )
             w = np.asarray(end.params["u"] ** 2 - end.params["v"] ** 2)
             result = ss.Result(int(np.ravel(end.trajectory.result)[0])).name
-        yield {
-            "weights": args.weights,
-            "sparsity": args.sparsity,
-            "samples": samples,
-            "truth": truth,
-            "start": args.start,
-            "size": args.size,
+        yield shared | {
             "optimizer": name,
             "test_loss": f"{0.5 * np.sum((w - w_true) ** 2):.4g}",
             "norm_1": f"{np.sum(np.abs(w)):.6g}",
@@ -126,16 +116,18 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     args = parsed()
     fresh = not args.table.exists()
-    done = set() if fresh else {key(row) for row in csv.DictReader(args.table.open())}
-    with args.table.open("a", newline="") as file:
+    done = set() if fresh else {key(row) for row in csv.DictReader(args.table.open(encoding="utf-8"))}
+    with args.table.open("a", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, KEYS + FOUND)
         if fresh:
             table.writeheader()
         for samples in args.samples:
             for truth in range(args.truth_from, args.truths):
-                shared = (args.weights, args.sparsity, samples, truth, args.start, args.size)
-                left = [name for name in args.optimizers if tuple(map(str, (*shared, name))) not in done]
-                for row in ends(args, samples, truth, left):
+                shared = dict(
+                    zip(KEYS, (args.weights, args.sparsity, samples, truth, args.start, args.size), strict=False)
+                )
+                left = [name for name in args.optimizers if key(shared | {"optimizer": name}) not in done]
+                for row in ends(args, shared, left):
                     table.writerow(row)
                     file.flush()
                     print(*row.values(), flush=True)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import linprog
+from problems import basis_pursuit
 
 import slowsde as ss
 
@@ -42,8 +42,7 @@ def pursuit(seed: int, truth: bool, decay: float = 0.0) -> tuple[ss.LeastSquares
     w[:3] = rng.normal(size=3)
     # ¼ α tr H + ½ ω|θ|² is α Σ_j (mean of z_j² + ω/2α)(u_j² + v_j²), of which |w_j| is the least; α = 1/n.
     scale = np.mean(inputs**2, axis=0) + decay * len(inputs) / 2
-    found = linprog(np.r_[scale, scale], A_eq=np.c_[inputs, -inputs], b_eq=inputs @ w, bounds=(0, None), method="highs")
-    best = found.x[:30] - found.x[30:]
+    best = basis_pursuit(inputs, inputs @ w, scale)
     problem = ss.LeastSquares(lambda p, z: z @ (p["u"] ** 2 - p["v"] ** 2), inputs, inputs @ w, ss.LabelNoise(1.0))
     start = {"u": np.full(30, 0.3), "v": np.full(30, 0.3)}
     return problem, start, (lambda p: float(np.abs(p["u"] ** 2 - p["v"] ** 2 - best).max())) if truth else None
