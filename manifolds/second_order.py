@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from .losses.abstract import AbstractLoss
 from .metrics.abstract import AbstractMetric
+from .normal.constraints import TIGHT
 from .normal.normal_space import AbstractNormalSpace
 
 Vector = Float[Array, " p"]
@@ -63,13 +64,13 @@ def normal_drift(loss: AbstractLoss, x: Vector, normal: AbstractNormalSpace, fac
     return -0.5 * loss.normal_bending(x, normal, tangential_factor(normal, factor))
 
 
-def sharpness_drift(loss: AbstractLoss, x: Vector, normal: AbstractNormalSpace) -> Vector:
+def sharpness_drift(loss: AbstractLoss, x: Vector, normal: AbstractNormalSpace, accuracy: float = TIGHT) -> Vector:
     """−¼ Π S T[S]: what the tangential drift becomes for Σ = H, where it is the semi-gradient of ¼⟨∇²L, S⟩."""
     # For Σ = H, C'_ij = λ_i δ_ij/(2λ_i): C' is ½ on the range of H' and C = ½S less a tangential block, whose
     # contraction is a normal covector: tᵀHt is least, 0, all along Γ for a tangent t. So −½ Π S T[C] = −¼ Π S T[S], and
     # with Σ = αH the factor is −α/4. (Papers print −α/2 as well; runs of Adam are off by more than 40 standard errors
     # then.)
-    return -0.25 * normal.project_gradient(loss.contract_metric(x, normal.metric))
+    return -0.25 * normal.project_gradient(loss.contract_metric(x, normal.metric), accuracy)
 
 
 def sharpness_hessian(loss: AbstractLoss, x: Vector, metric: AbstractMetric) -> Float[Array, "p p"] | None:

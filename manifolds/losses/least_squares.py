@@ -13,14 +13,14 @@ from ..normal.constraints import (
     LOOSE,
     TIGHT,
     Constraints,
+    Factorized,
+    Iterated,
     KernelDiagonal,
     NearbyKernel,
     Preconditioner,
     ResolvedConstraints,
-    Solve,
     conjugate_gradients,
     factorized,
-    iterated,
     kernel_product,
     ridge,
 )
@@ -40,7 +40,9 @@ BRIEF = 2**11
 # Gram matrix of its own, these ten were most of a step, and one of a network (p = 115 713, m = 500) costs 41 GFlop.
 COUPLED = 5e8  # multiplications, m p³, that the coupled curvature of a step may take: some 20 ms on two cores
 RESOLVED = 1e9  # multiplications, p m², that Q and R may take
-STALE = 16  # steps of conjugate gradients from which on a new kernel costs less than it saves
+# Steps of conjugate gradients from which on a new kernel costs less than it saves: some 60 of them where m = 400, and a
+# step of an implicit flow has 22 solves.
+STALE = 8
 MEMORY = 2**31  # bytes that Jacobians, or blocks of their rows, may take by default
 
 
@@ -195,6 +197,9 @@ class LeastSquaresLoss(AbstractLoss):
             data=self.inputs,
             x=x,
             block=max(1, min(CHUNK, self.memory // (2 * size))),
+            samples=self.block(
+                x
+            ),  # p = 20 000, m = 400: 60 ms one at a time, 140 for 64, which make a last block of 16
             # Row sums of a stored J are slow on a CPU, so that J is made for its Gram matrix alone, one matrix product.
             stored=4 * self.targets.size * size <= self.memory,
         )
@@ -317,11 +322,11 @@ class LeastSquaresLoss(AbstractLoss):
 
     def _solver(
         self, jacobian: AbstractJacobian, metric: AbstractMetric, near: Preconditioner | None, *terms: Any
-    ) -> Solve:
+    ) -> Factorized | Iterated:
         """(scale·J S Jᵀ + shift·I)⁻¹ for the `terms` scale and shift: by a factor, or by iterations."""
         if near is None:
             return factorized(jacobian, metric, *terms)
-        return iterated(jacobian, metric, near, *terms)
+        return Iterated(jacobian, metric, near, *terms)
 
     # derivatives of the Hessian --------------------------------------------------------------------------------------
 

@@ -19,9 +19,9 @@ from .normal_space import rank_tolerance
 
 Vector = Float[Array, " p"]
 Residuals = Float[Array, " m"]
-Solve = Callable[[Residuals, float], Residuals]  # (r, relative accuracy) -> K⁻¹ r
 # LOOSE is for what a Newton step corrects afterwards: it would overwrite further digits.
 LOOSE, TIGHT = 1e-5, 1e-9  # relative accuracies: where an error only has to be reduced, and elsewhere
+GRACE = 8  # steps of conjugate gradients before they are judged by what they have reached
 
 
 class NearbyKernel(eqx.Module):
@@ -71,11 +71,11 @@ class Constraints(eqx.Module):
 
     metric: AbstractMetric
     jacobian: AbstractJacobian
-    solve: Solve
+    solve: "Factorized | Iterated"
 
     def solve_residual(self, r: Residuals, accuracy: float = LOOSE) -> Vector:
         """S Jᵀ (J S Jᵀ)⁻¹ r, the Gauss–Newton step."""
-        return self.metric(self.jacobian.transposed(self.solve(r, accuracy)))
+        return self._held(self.solve(r, accuracy))
 
     def multipliers(self, g: Vector, accuracy: float = TIGHT) -> Residuals:
         """μ = (J S Jᵀ)⁻¹ J S g: Jᵀμ is the part of the gradient g that holds against the constraints."""
@@ -84,16 +84,22 @@ class Constraints(eqx.Module):
     def project(self, w: Vector) -> Vector:
         """Π w, twice as in `AbstractNormalSpace.project_null`."""
         # The second pass only has to reduce what rounding and TIGHT have left of the first.
-        w = w - self.solve_residual(self.jacobian(w), TIGHT)
-        return w - self.solve_residual(self.jacobian(w))
+        u, solve = self.solve.first_of_two(self.jacobian(w), TIGHT)
+        w = w - self._held(u)
+        return w - self._held(solve(self.jacobian(w), LOOSE))
 
     def project_gradient(self, g: Vector, accuracy: float = TIGHT) -> Vector:
         """Π S g; projected twice, as in `AbstractNormalSpace.project_null`, unless little accuracy is asked for."""
         # S(g − Jᵀμ) rather than S g − S Jᵀ(…): what cancels is taken away before S, which may reach 1/ε, multiplies it.
-        move = self.metric(g - self.jacobian.transposed(self.multipliers(g, accuracy)))
         if accuracy >= LOOSE:
-            return move
-        return move - self.solve_residual(self.jacobian(move))
+            return self.metric(g - self.jacobian.transposed(self.multipliers(g, accuracy)))
+        u, solve = self.solve.first_of_two(self.jacobian(self.metric(g)), accuracy)
+        move = self.metric(g - self.jacobian.transposed(u))
+        return move - self._held(solve(self.jacobian(move), LOOSE))
+
+    def _held(self, u: Residuals) -> Vector:
+        """S Jᵀ u."""
+        return self.metric(self.jacobian.transposed(u))
 
 
 class ResolvedConstraints(eqx.Module):
@@ -147,7 +153,20 @@ class ResolvedConstraints(eqx.Module):
         return self.metric(g)
 
 
-def factorized(jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None) -> Solve:
+class Factorized(eqx.Module):
+    """r ↦ A⁻¹ r by a Cholesky factor of A in float64."""
+
+    factor: Float[Array, "m m"]
+
+    def __call__(self, r: Residuals, accuracy: float = 0.0) -> Residuals:
+        return in_double(lambda L, b: jax.scipy.linalg.cho_solve((L, True), b))(self.factor, r).astype(r.dtype)
+
+    def first_of_two(self, r: Residuals, accuracy: float) -> tuple[Residuals, "Factorized"]:
+        """A⁻¹ r, and what solves a second time."""
+        return self(r), self
+
+
+def factorized(jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any = 1.0, shift: Any = None) -> Factorized:
     """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by a Cholesky factor in float64; shift=None for a ridge at rounding level."""
     # In float64 also where the run is in float32: with float32 Gram matrices drifts were off by 1.6e-3, with these by
     # 4e-7.
@@ -161,40 +180,50 @@ def factorized(jacobian: AbstractJacobian, metric: AbstractMetric, scale: Any = 
         return jnp.linalg.cholesky(scale * kernel + added * jnp.eye(kernel.shape[0]))
 
     ridge_only = shift is None
-    factor = cholesky(kernel, scale, rounding if ridge_only else shift)
-
-    def solve(r: Residuals, accuracy: float) -> Residuals:
-        return in_double(lambda L, b: jax.scipy.linalg.cho_solve((L, True), b))(factor, r).astype(r.dtype)
-
-    return solve
+    return Factorized(cholesky(kernel, scale, rounding if ridge_only else shift))
 
 
-def iterated(
-    jacobian: AbstractJacobian, metric: AbstractMetric, near: Preconditioner, scale: Any = 1.0, shift: Any = None
-) -> Solve:
+class Iterated(eqx.Module):
     """r ↦ (scale·J S Jᵀ + shift·I)⁻¹ r by conjugate gradients, preconditioned by the kernel `near`.
 
     shift=None for a ridge at rounding level, except by a diagonal. With shift=0 directions in which a `NearbyKernel`
-    has lost rank count as free here too. A solve that takes as many products as it costs to form the kernel gives up,
-    and factorizes.
+    has lost rank count as free here too. A solve that would take as many products as it costs to form the kernel gives
+    up, and factorizes.
     """
-    added: Any = ridge(near, jacobian.dtype) if shift is None else shift
-    # A factor needs a ridge where the rank has dropped: without one it is NaN (seen with rank 35 of 40).
-    regular = None if isinstance(shift, (int, float)) and shift == 0 else shift
 
-    def solve(r: Residuals, accuracy: float) -> Residuals:
-        found, converged = conjugate_gradients(
-            kernel_product(jacobian, metric, scale, added),
-            r,
-            lambda u: near.solve(u, scale, added),
-            accuracy,
-            # These many cost half a kernel: that is all that a bad preconditioner can waste.
-            max_steps=10 + r.shape[0] // 8,  # m products cost about four kernels
-        )
+    jacobian: AbstractJacobian
+    metric: AbstractMetric
+    near: Preconditioner
+    scale: Any = 1.0
+    shift: Any = None
+
+    def __call__(self, r: Residuals, accuracy: float) -> Residuals:
+        found, converged = self._iterate(r, accuracy)
         # Under `cond` the kernel is not even formed where the iteration converged.
-        return jax.lax.cond(converged, lambda: found, lambda: factorized(jacobian, metric, scale, regular)(r, accuracy))
+        return jax.lax.cond(converged, lambda: found, lambda: self._factorized()(r))
 
-    return solve
+    def first_of_two(self, r: Residuals, accuracy: float) -> tuple[Residuals, Callable[[Residuals, float], Residuals]]:
+        """A⁻¹ r, and what solves a second time: by the same factor, if this had to be factorized."""
+        found, converged = self._iterate(r, accuracy)
+        none = Factorized(in_double(lambda r: jnp.zeros((r.size, r.size)))(r))
+        factor = jax.lax.cond(converged, lambda: none, lambda: self._factorized())
+
+        def second(r: Residuals, accuracy: float) -> Residuals:
+            return jax.lax.cond(converged, lambda: self(r, accuracy), lambda: factor(r))
+
+        return jnp.where(converged, found, factor(r)), second
+
+    def _iterate(self, r: Residuals, accuracy: float) -> tuple[Residuals, Array]:
+        added: Any = ridge(self.near, self.jacobian.dtype) if self.shift is None else self.shift
+        product = kernel_product(self.jacobian, self.metric, self.scale, added)
+        # m products cost about four kernels: half a kernel is all that a bad preconditioner can waste.
+        max_steps = 10 + r.shape[0] // 8
+        return conjugate_gradients(product, r, lambda u: self.near.solve(u, self.scale, added), accuracy, max_steps)
+
+    def _factorized(self) -> Factorized:
+        # It needs a ridge where the rank has dropped: without one it is NaN (seen with rank 35 of 40).
+        regular = None if isinstance(self.shift, (int, float)) and self.shift == 0 else self.shift
+        return factorized(self.jacobian, self.metric, self.scale, regular)
 
 
 def ridge(near: Preconditioner, dtype: Any) -> Any:
@@ -214,7 +243,7 @@ def conjugate_gradients(
     product: Callable[[Array], Array], b: Array, precondition: Callable[[Array], Array], accuracy: float, max_steps: int
 ) -> tuple[Array, Array]:
     """x with A x = b in the range of M⁺, for symmetric A = `product` and M⁺ = `precondition`, definite there, to
-    |b − A x|_{M⁺} ≤ accuracy |b|_{M⁺}, and whether that was reached.
+    |b − A x|_{M⁺} ≤ accuracy |b|_{M⁺}, and whether that was reached. It is given up where that is out of reach.
 
     The preconditioned method of Hestenes and Stiefel from x = 0: one product a step and none besides. Where M is near A
     the norm is that of A^½ times the error, for constraints the length in the metric S⁻¹ of the move that it makes.
@@ -226,7 +255,9 @@ def conjugate_gradients(
 
     def unfinished(carry: tuple[Array, ...]) -> Array:
         energy, count = carry[3:]
-        return (energy > accuracy**2 * start) & (count < max_steps)
+        # Of the digits asked for at least the share of the steps beyond the first few: the others would be wasted.
+        hopeful = (count <= GRACE) | (energy <= accuracy ** (2 * (count - GRACE) / max_steps) * start)
+        return (energy > accuracy**2 * start) & hopeful & (count < max_steps)
 
     def step(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         x, r, direction, energy, count = carry

@@ -66,7 +66,8 @@ class JacobianProducts(AbstractJacobian):
     """J by automatic differentiation of `residuals` (p,) -> (m,) at x: a product costs about two gradients of ½|r|².
 
     `rows(datum)` are the rows (k, p) of one sample of `data`, whose leaves have the n samples along their leading axis,
-    m = nk; `block` products are computed at once. J itself is formed for its Gram matrix alone, if `stored`.
+    m = nk; `block` products are computed at once, and the rows of `samples` samples. J itself is formed for its Gram
+    matrix alone, if `stored`.
     """
 
     residuals: Callable[[Vector], Float[Array, " m"]]
@@ -74,6 +75,7 @@ class JacobianProducts(AbstractJacobian):
     data: PyTree
     x: Vector
     block: int = eqx.field(static=True)
+    samples: int = eqx.field(static=True)
     stored: bool = eqx.field(static=True)
 
     @property
@@ -89,7 +91,7 @@ class JacobianProducts(AbstractJacobian):
     def gram(self, metric: AbstractMetric) -> Float[Array, "m m"]:
         if self.stored:
             # Rows by backward passes and one matrix product: m products K e_i would cost about four times as much.
-            rows = map_in_blocks(self.rows, self.data, self.block)
+            rows = map_in_blocks(self.rows, self.data, self.samples)
             return StoredJacobian(rows.reshape(-1, self.x.shape[0])).gram(metric)
         return self._gram_by_products(metric)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from manifolds.normal.constraints import LOOSE, TIGHT
 from manifolds.support.compilation import compiled_once
 from manifolds.support.precision import on_device, to_numpy
 
@@ -137,11 +138,13 @@ def solve_to_rest(
     rtol = rtol if implicit else above_rounding(min(rtol, tol / NEARLY), dtype)
     h0 = first_step(scales, np.inf)
     numbers = on_device([np.asarray(number, dtype) for number in (t0, rtol, nearly)])
+    # Whether a flow is nearly still is asked at every step.
+    accuracy = LOOSE if nearly >= 1e3 * LOOSE else TIGHT
     limits = limits_of(float(jnp.finfo(dtype).eps) * h0, method.max_steps, dtype)
 
     def flow(way: Way, bound: int, patience: int) -> tuple[Way, Array, Ending, Array]:
         given = slow, state0, *numbers, limits(bound, patience)
-        return _until_still(way, *given, chosen=chosen)  # pyright: ignore[reportCallIssue]
+        return _until_still(way, *given, chosen=chosen, accuracy=accuracy)  # pyright: ignore[reportCallIssue]
 
     def on(way: Way, steps: int, patience: int) -> tuple[Way, bool, str]:
         way, finished, *_ = flow(way, int(way.count) + steps, patience)
@@ -196,6 +199,7 @@ def _until_still(
     limits: Limits,
     *,
     chosen: Chosen,
+    accuracy: float,
 ) -> tuple[Way, Array, Ending, Array]:
     """The flow on its way to where it is nearly still or leaves, as its limits allow; whether it is finished; its end;
     whether it leaves."""
@@ -206,7 +210,7 @@ def _until_still(
         return (jnp.linalg.norm(state[0]) > FAR * size) | (t - t0 > LONG * crossing)
 
     def at_rest(t: Array, state: State) -> Array:
-        return (_stillness(slow, t, state, state0) <= nearly) | left(t, state)
+        return (_stillness(slow, t, state, state0, accuracy) <= nearly) | left(t, state)
 
     never, solver, none = jnp.full_like(t0, jnp.inf), chosen.made(slow, rtol), jnp.zeros(0, t0.dtype)
     way = advance(slow, solver, way, never, none, limits, lands=chosen.lands, until=at_rest)
@@ -303,8 +307,8 @@ def _zeros(state: State) -> State:
     return on_device(np.where(np.abs(x) < rounded * np.sqrt(np.mean(x**2)), 0, x).astype(x.dtype)), v
 
 
-def _stillness(slow: SlowState, t: Any, state: State, start: State) -> Array:
-    return slow.sde.stillness(state[0], slow.v(state), t, start[0])[1]
+def _stillness(slow: SlowState, t: Any, state: State, start: State, accuracy: float = TIGHT) -> Array:
+    return slow.sde.stillness(state[0], slow.v(state), t, start[0], accuracy)[1]
 
 
 @compiled_once

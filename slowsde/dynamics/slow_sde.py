@@ -19,7 +19,7 @@ import manifolds as mf
 from manifolds import second_order
 from manifolds.metrics.damped import Damped
 from manifolds.metrics.diagonal import scale_rows
-from manifolds.normal.constraints import LOOSE
+from manifolds.normal.constraints import LOOSE, TIGHT
 from manifolds.support.compilation import compiled_once
 from manifolds.support.coordinates import Coordinates, ravel
 from manifolds.support.user_functions import known_form, shown
@@ -36,6 +36,7 @@ class StepFrame(NamedTuple):
 
     multipliers: Any  # that hold the force against Γ, for a G that is diagonal; None for one that is not
     near: Any  # what preconditions solves, see `AbstractLoss.nearby`
+    metric: Any = None  # of the step, in which `near` is a kernel
     hessian: Float[Array, "p p"] | None = None  # G where it couples parameters; a diagonal one is made at each substep
 
 
@@ -149,12 +150,12 @@ class SlowSDE(eqx.Module):
         loss = self.loss.at_singular_ends() if resolved else self.loss
         return loss.constraints(x, metric, self.rank, loss.roughly(x, metric))
 
-    def tangential_drift(self, x: Vector, normal: Any, t: Any) -> Vector:
+    def tangential_drift(self, x: Vector, normal: Any, t: Any, accuracy: float = TIGHT) -> Vector:
         """−½ s² Π S T[C] − s Π ω x, the part of the drift along Γ; the first is −(α/4) s² Π S T[S] for label noise."""
         alpha, pace = self.hessian_scale, self.optimizer.pace(t)
         if alpha is not None:
             # C' = α/2 on the range of H': −½ Π S T[C] = −(α/4) Π S T[S].
-            drift = alpha * second_order.sharpness_drift(self.loss, x, normal)
+            drift = alpha * second_order.sharpness_drift(self.loss, x, normal, accuracy)
         else:
             drift = second_order.tangential_drift(self.loss, x, normal, self.factor(x))
         # A rate sη makes the fluctuations' covariance ∝ sη and moves by sη a step: s². Weight decay moves by s alone.
@@ -183,13 +184,13 @@ class SlowSDE(eqx.Module):
     ) -> "StepFrame":
         """What implicit steps of lengths about h from x have in common; `near` is kept if it will do."""
         if coupled:
-            return StepFrame(None, near, self._sharpness_hessian(x, metric, t))
+            return StepFrame(None, near, hessian=self._sharpness_hessian(x, metric, t))
         # Multipliers in the metric of the step, as far as it is known without them: c = ∞ took 147 steps with those of
         # S at rtol 1e-4, and 99 with these.
         damped = self._step_metric(x, metric, t, h)
         near = self.loss.renewed(near, x, damped)
         normal = self.loss.constraints(x, damped, self.rank, near)
-        return StepFrame(normal.multipliers(self.sharpness_gradient(x, metric, t), LOOSE), near)
+        return StepFrame(normal.multipliers(self.sharpness_gradient(x, metric, t), LOOSE), near, damped)
 
     def newton_frame(self, x: Vector, metric: mf.AbstractMetric, t: Any) -> "StepFrame":
         """As `implicit_frame` for the last steps to rest: G the exact Hessian of the sharpness along Γ, S held fixed,
@@ -204,7 +205,7 @@ class SlowSDE(eqx.Module):
         along = metric.sqrt(metric.sqrt(projector.T @ hessian @ projector).T)
         values, axes = jnp.linalg.eigh((along + along.T) / 2)
         positive = (axes * jnp.maximum(values, 0)) @ axes.T
-        return StepFrame(None, None, metric.inv_sqrt(metric.inv_sqrt(positive).T))
+        return StepFrame(None, None, hessian=metric.inv_sqrt(metric.inv_sqrt(positive).T))
 
     def nearby(self, x: Vector, metric: mf.AbstractMetric, t: Any, h: Array, coupled: bool = False) -> Any:
         """What preconditions the solves of implicit steps of lengths about h from x, see `AbstractLoss.nearby`."""
@@ -263,7 +264,7 @@ class SlowSDE(eqx.Module):
         # The whole Itô drift, for `coefficients`. Steps leave the second term out, as their return to Γ supplies it.
         return drift + self.optimizer.pace(t) ** 2 * second_order.normal_drift(self.loss, x, normal, self.factor(x))
 
-    def stillness(self, x: Vector, v: PyTree, t: Any, far: Vector) -> tuple[Array, Array]:
+    def stillness(self, x: Vector, v: PyTree, t: Any, far: Vector, accuracy: float = TIGHT) -> tuple[Array, Array]:
         """|dζ/dt|_{S⁻¹} of a flow without diffusion, and a number without units that vanishes where it is stationary.
 
         That is the larger of |v − V(Σ)|/|V(Σ)| and of |dζ/dt|_{S⁻¹} times the time |ζ|²/(¼ tr S^½ΣS^½), the one in
@@ -271,7 +272,8 @@ class SlowSDE(eqx.Module):
         derivative of ⟨H, S⟩ along Γ.
         """
         metric = self.metric(v)
-        speed = jnp.linalg.norm(metric.inv_sqrt(self.tangential_drift(x, self.frame(x, v, resolved=True), t)))
+        drift = self.tangential_drift(x, self.frame(x, v, resolved=True), t, accuracy)
+        speed = jnp.linalg.norm(metric.inv_sqrt(drift))
         # Without the second part a flow that nears the origin of its coordinates would count as still.
         size = jnp.linalg.norm(metric.inv_sqrt(x)) + jnp.linalg.norm(metric.inv_sqrt(x - far))
         power = 0.25 * self.power(x, metric.sqrt)

@@ -9,7 +9,7 @@ import pytest
 
 import manifolds as mf
 import slowsde as ss
-from manifolds.normal.constraints import KernelDiagonal, NearbyKernel, conjugate_gradients, factorized, iterated
+from manifolds.normal.constraints import Iterated, KernelDiagonal, NearbyKernel, conjugate_gradients, factorized
 from manifolds.normal.jacobians import JacobianProducts, StoredJacobian
 from manifolds.normal.lanczos import largest_eigenvalue, tridiagonal
 from manifolds.support.coordinates import Coordinates, ravel
@@ -190,14 +190,14 @@ def test_solves_survive_a_useless_preconditioner_and_lost_rank() -> None:
         expected = np.linalg.solve(kernel, r)
         elsewhere = spectrum_problem(np.geomspace(1, 1e8, 20))[0]
         for near in (NearbyKernel(kernel, x.dtype), NearbyKernel(elsewhere, x.dtype), KernelDiagonal(jnp.diag(kernel))):
-            solve = iterated(jacobian, metric, near)
+            solve = Iterated(jacobian, metric, near)
             np.testing.assert_allclose(solve(r, 1e-11), expected, rtol=1e-6)
         np.testing.assert_allclose(factorized(jacobian, metric)(r, 0.0), expected, rtol=1e-6)
         q = np.linalg.qr(np.random.default_rng(6).normal(size=(20, 20)))[0][:, :7]  # rank 7
         near = NearbyKernel(jnp.asarray(q @ q.T), x.dtype)
-        solve = iterated(jacobian, metric, near, 1.0, 0.0)
+        solve = Iterated(jacobian, metric, near, 1.0, 0.0)
         np.testing.assert_allclose(solve(r, 1e-11), q @ np.linalg.solve(q.T @ kernel @ q, q.T @ r), rtol=1e-7)
-        np.testing.assert_allclose(iterated(jacobian, metric, near)(r, 1e-11), expected, rtol=1e-6)
+        np.testing.assert_allclose(Iterated(jacobian, metric, near)(r, 1e-11), expected, rtol=1e-6)
 
 
 def test_a_factor_in_place_of_iterations_survives_lost_rank() -> None:
@@ -208,7 +208,7 @@ def test_a_factor_in_place_of_iterations_survives_lost_rank() -> None:
         jacobian, metric = StoredJacobian(jnp.asarray(rows)), mf.Identity()
         near = NearbyKernel(spectrum_problem(np.geomspace(1, 1e8, 20))[0], jnp.dtype("float64"))
         r = jacobian(jnp.ones(40))
-        move = jacobian.transposed(iterated(jacobian, metric, near, 1.0, 0.0)(r, 1e-11))
+        move = jacobian.transposed(Iterated(jacobian, metric, near, 1.0, 0.0)(r, 1e-11))
         np.testing.assert_allclose(jacobian(move), r, atol=1e-6)
 
 

@@ -70,11 +70,12 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         plain = ends[0][0]
         vanishing = (jnp.abs(plain) < 0.5 * jnp.abs(y0[0])) & (jnp.abs(best[0] - previous[0]) > 0.1 * jnp.abs(plain))
         best = jnp.where(vanishing, plain, best[0]), best[1]
-        y1, regular = finite_end(y0, *self.slow.returned(from_logarithms(best, positive), near=frame.near))
+        end, regular, near = self.returned(from_logarithms(best, positive), frame)
+        y1, regular = finite_end(y0, end, regular)
         regular &= self.falls(y0, jax.tree.map(lambda leaf: leaf[0], substeps), t0, h)
         error = jax.tree.map(jnp.subtract, y1, from_logarithms(previous, positive))
         error = scaled_error(self.slow, error, y0, y1, self.rtol, regular)
-        return y1, error, {"y0": y0, "y1": y1}, frame.near, dfx.RESULTS.successful
+        return y1, error, {"y0": y0, "y1": y1}, near, dfx.RESULTS.successful
 
     def extrapolations(self) -> Float[np.ndarray, "2 stages"]:
         """Weights of the ends after 1, 2, ... substeps in the extrapolants of the two highest orders, the last first.
@@ -105,8 +106,17 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         else:
             near = self.slow.sde.nearby(state[0], metric, t, h)
             frame = self.slow.sde.implicit_frame(state[0], metric, t, h, near=near)
-        end, regular = finite_end(state, *self.slow.returned(self.euler(state, t, h, frame), near=near))
+        end, regular = finite_end(state, *self.returned(self.euler(state, t, h, frame), frame)[:2])
         return end, regular & self.falls(state, end, t, h)
+
+    def returned(self, state: State, frame: Any) -> tuple[State, Array, Any]:
+        """The end of a step on Γ, whether it is a regular point, and what preconditions from there on."""
+        if frame.near is None:
+            return *self.slow.returned(state), None
+        # In the metric of which there is a kernel: another would ask for one of its own, and a way of the order of the
+        # step's own error may be taken in either.
+        near = self.slow.sde.loss.renewed(frame.near, state[0], frame.metric, 1.0, 0.0)
+        return *self.slow.returned(state, near, frame.metric), near
 
     def falls(self, start: State, end: State, t: Array, h: Array) -> Array:
         """Whether one substep over the whole length does what an implicit step must: lower ¼α⟨H, S⟩ at the S that it

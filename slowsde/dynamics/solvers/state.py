@@ -31,15 +31,15 @@ class SlowState(eqx.Module):
         """The state at a point of Γ."""
         return x, None if self.sde.optimizer.quasi_static else or_none(v)
 
-    def returned(self, state: State, near: Any = None) -> tuple[State, Bool[Array, ""]]:
-        """The state with ζ returned to Γ in the metric S(v), and whether it arrived at a regular point; `near` may
-        precondition, see `AbstractLoss.nearby`."""
+    def returned(self, state: State, near: Any = None, metric: Any = None) -> tuple[State, Bool[Array, ""]]:
+        """The state with ζ returned to Γ in the metric S(v), or another, and whether it arrived at a regular point;
+        `near` preconditions, if it is given, see `AbstractLoss.nearby`."""
         x, v = state
-        loss, metric = self.sde.loss, self.sde.metric(self.v(state))
+        loss, metric = self.sde.loss, self.sde.metric(self.v(state)) if metric is None else metric
         # A flow that counts its rank anew may be solved with a kernel nearby; at a fixed rank eigenpairs are needed to
         # cut at it.
-        if self.sde.rank is None:
-            near = loss.nearby(x, metric) if near is None else loss.renewed(near, x, metric, 1.0, 0.0)
+        if self.sde.rank is None and near is None:
+            near = loss.nearby(x, metric)
         found = gauss_newton_return(loss, x, metric, self.sde.rank, near=near)
         regular = found.converged & (found.smallest > self.floor) & jnp.all(jnp.isfinite(found.point))
         # Where the return failed the point stays as it was: NaN would spread to the error, which must say "shorter".
