@@ -63,13 +63,15 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         # Where v is positive at every end: entries of a matrix, as of Shampoo's states, may have any sign.
         positive = jax.tree.map(lambda leaf: jnp.all(leaf > 0, axis=0), substeps[1])
         ends = to_logarithms(substeps, positive)
-        best, previous = (
-            jax.tree.map(lambda leaf, w=w: jnp.tensordot(w, leaf, 1), ends) for w in self.extrapolations()
-        )
-        # A coordinate that is being driven to zero within the step has no expansion in its length: take the plain one.
+        weights = self.extrapolations()
+        best, previous = (jax.tree.map(lambda leaf, w=w: jnp.tensordot(w, leaf, 1), ends) for w in weights)
+        # A coordinate that is being driven to zero within the step has no expansion in its length.
         plain = ends[0][0]
         vanishing = (jnp.abs(plain) < 0.5 * jnp.abs(y0[0])) & (jnp.abs(best[0] - previous[0]) > 0.1 * jnp.abs(plain))
-        best = jnp.where(vanishing, plain, best[0]), best[1]
+        best, previous = (
+            (jnp.where(vanishing, arriving(ends[0], w), found[0]), found[1])
+            for w, found in zip(weights, (best, previous), strict=True)
+        )
         end, regular, near = self.returned(from_logarithms(best, positive), frame)
         y1, regular = finite_end(y0, end, regular)
         regular &= self.falls(y0, jax.tree.map(lambda leaf: leaf[0], substeps), t0, h)
@@ -137,6 +139,18 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         end = moved - sde.loss.newton_step(moved, normal)
         # NaN is no end, so that the step is taken again, shorter.
         return jnp.where(unbroken(x, moved, end), end, jnp.nan), v
+
+
+def arriving(ends: Float[Array, "stages p"], weights: Float[np.ndarray, " stages"]) -> Float[Array, " p"]:
+    """The extrapolant of coordinates on their way to zero, from the `ends` after 1, 2, ... substeps.
+
+    Where S ∝ 1/|ζ_i| it is ζ_i² that falls at a steady pace, ζ_i ∝ √(T − t): squares are extrapolated, no further than
+    from the last end to zero.
+    """
+    last = ends[-1] * jnp.abs(ends[-1])
+    square = jnp.tensordot(weights, ends * jnp.abs(ends), 1)
+    square = jnp.clip(square, jnp.minimum(0, last), jnp.maximum(0, last))
+    return jnp.sign(square) * jnp.sqrt(jnp.abs(square))
 
 
 def to_logarithms(state: State, positive: PyTree) -> State:
