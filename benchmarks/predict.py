@@ -51,7 +51,7 @@ def digits() -> tuple[Any, Any, float, float, float]:
 
     found: Any = load_digits()
     first = [int(np.flatnonzero(found.target == digit)[0]) for digit in range(10)]
-    # Of surer labels (0.91) the softmax is so flat that r is 0.0006, and a run at a quarter of it takes millions of steps.
+    # Of surer labels (0.91) the softmax is so flat that r is 0.0006, and a run at r/4 is millions of steps.
     targets = np.where(np.eye(10, dtype=bool), 0.55, 0.05)
     problem = ss.Classification(
         lambda p, z: p["A"] @ jnp.tanh(p["W"] @ z + p["b"]) + p["a"],
