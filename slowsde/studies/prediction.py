@@ -435,7 +435,7 @@ def _predicted(
         if stacked:
             there, values, good = _of_good_starts(there, values)
         moments = moments_by_start if stacked else interpolated_moments
-        anchors[name], delayed = there[-1].mean(axis=axes), (there[-1] - there[0]).mean(axis=axes)
+        anchors[name], delayed = there[-1].mean(axis=axes), (there[-1] - there[-2]).mean(axis=axes)
         means[name], spreads[name] = moments(rates, lr, there[:-1], values, delayed)
         if stacked:
             by_start[name] = _of_each(means[name].weights, there[:-1].mean(axis=2), values, good)
