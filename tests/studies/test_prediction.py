@@ -224,7 +224,7 @@ def test_the_delay_is_that_of_the_linear_motion_about_the_manifold(b1: float, lr
 class Asked:
     """Finished runs in place of those that would be made."""
 
-    times, copies = np.linspace(0, 0.5, 11), 1
+    times, copies, stacked = np.linspace(0, 0.5, 11), 1, False
 
     def __init__(self, *runs: ss.Trajectory) -> None:
         self.runs = {run.stats["lr"]: run for run in runs}
