@@ -6,7 +6,8 @@ Of every case the two largest rates r and 2r, r a power of √2 times 0.01, are 
 "not valid"; η is r/2 and r/4. Gaps are root mean squares over 20 times, in % of what the slow flow moves the observable
 by, less what the noise of the held runs contributes. "within" is the share of times at which the prediction lies within
 twice all errors (its own two, and the standard error of the truth). "cost" is that of the runs of the prediction over
-that of runs at η with the same standard error. On the digits an eighth of the paths is run, a sixteenth for the truth.
+that of runs at η with the same standard error. On the digits, of 1210 weights, it is three optimizers with an eighth
+of the paths, a sixteenth for the truth.
 """
 
 import argparse
@@ -45,12 +46,13 @@ def tanh() -> tuple[Any, Any, float, float, float]:
 
 
 def digits() -> tuple[Any, Any, float, float, float]:
-    """One image of each of ten digits, a tanh network 64-16-10, labels drawn from smoothed targets, four a step."""
+    """One image of each of ten digits, a tanh network 64-16-10, four a step; labels are right with probability 0.55."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    found: Any = load_digits()
     first = [int(np.flatnonzero(found.target == digit)[0]) for digit in range(10)]
-    targets = np.where(np.eye(10, dtype=bool), 0.91, 0.01)
+    # Of surer labels (0.91) the softmax is so flat that r is 0.0006, and a run at r/4 is millions of steps.
+    targets = np.where(np.eye(10, dtype=bool), 0.55, 0.05)
     problem = ss.Classification(
         lambda p, z: p["A"] @ jnp.tanh(p["W"] @ z + p["b"]) + p["a"],
         found.data[first] / 16,
@@ -59,7 +61,7 @@ def digits() -> tuple[Any, Any, float, float, float]:
     )
     rng = np.random.default_rng(1)
     weights = {"W": 0.3 * rng.normal(size=(16, 64)), "b": np.zeros(16), "A": rng.normal(size=(10, 16)) / 4}
-    return problem, ss.to_manifold(problem, weights | {"a": np.zeros(10)}), 0.1, 10.0, 0.03
+    return problem, ss.to_manifold(problem, weights | {"a": np.zeros(10)}), 1.0, 10.0, 0.1
 
 
 PROBLEMS = {"diagonal": diagonal, "tanh": tanh, "digits": digits}
@@ -79,7 +81,8 @@ def cases(c: float, eps: float, few: bool) -> Iterator[Case]:
     }
     for name in ("SGD", "RMSProp", "Adam") if few else own:
         yield name, own[name], own[name]
-    yield "optax.adam", lambda lr: optax.adam(lr, b2=1 - c * lr**2, eps=eps), corrected
+    if not few:
+        yield "optax.adam", lambda lr: optax.adam(lr, b2=1 - c * lr**2, eps=eps), corrected
 
 
 def smallest_rate(problem: Any, optimizer: ss.AGM, start: Any, t1: float) -> float:
@@ -137,12 +140,12 @@ def main() -> None:
     arguments = parser.parse_args()
     started, found = time.perf_counter(), []
     form = MARKDOWN if arguments.markdown else PLAIN
-    print(form.replace(":10.3g", ":>10").replace(":.3g", "").format(*HEADS))
+    print(form.replace(".3g", "").replace("{:}", "{}").format(*HEADS))
     for problem_name in arguments.only:
         problem, start, t1, c, eps = PROBLEMS[problem_name]()
-        for seed, case in enumerate(cases(c, eps, few=problem_name == "digits")):
-            truth = arguments.truth if problem_name != "digits" else arguments.truth // 16
-            paths = arguments.paths if problem_name != "digits" else arguments.paths // 8
+        large = problem_name == "digits"
+        paths, truth = (arguments.paths // 8, arguments.truth // 16) if large else (arguments.paths, arguments.truth)
+        for seed, case in enumerate(cases(c, eps, few=large)):
             for row in rows(problem, start, t1, case, paths, truth, seed):
                 found.append(row)
                 name, share, lr, observable, *numbers = row

@@ -8,6 +8,7 @@ arguments the program is process `index` of `count`.
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -98,6 +99,19 @@ def conventional() -> ss.Trajectory:
     return ss.conventional_sde(LINE, ss.adam(c=2.0), LINE_START, 0.1, lr=0.05, paths=PATHS, metrics="trace_hessian")
 
 
+def many_starts(run: Any, count: int) -> ss.Trajectory:
+    starts = LINE_START * np.random.default_rng(3).uniform(0.8, 1.2, (count, 5))
+    return run(LINE, ss.adam(c=2.0, eps=0.05), starts, 0.1, save_at=3, metrics="trace_hessian", stacked=True)
+
+
+def flows() -> ss.Trajectory:
+    return many_starts(ss.simulate, 5)
+
+
+def fast_from_starts() -> ss.Trajectory:
+    return many_starts(partial(ss.run_discrete, lr=0.05), 70)  # more than a block has paths
+
+
 def sharded() -> np.ndarray:
     """Whether parameters that are spread over the devices, by either kind of axis, give what whole ones give."""
     w, inputs = np.linspace(0.5, 1.5, 16, dtype=np.float32), np.eye(2, 16, dtype=np.float32) + 0.25
@@ -113,7 +127,9 @@ def sharded() -> np.ndarray:
 
 
 CHECKS: dict[str, Any] = {"orders": orders, "factored": factored, "sharded": sharded}
-RUNS: dict[str, Any] = {run.__name__: run for run in (slow, fast, mutant, many_rows, conventional)}
+RUNS: dict[str, Any] = {
+    run.__name__: run for run in (slow, fast, mutant, many_rows, conventional, flows, fast_from_starts)
+}
 
 
 def arrays(names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """How well a slow trajectory describes discrete runs: gaps with standard errors, a table, a verdict, a picture."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -228,7 +228,7 @@ def compare(slow: Trajectory | Prediction, discrete: Trajectory, validity: Valid
     errors = None
     if isinstance(slow, Prediction):
         _check_rate(slow, discrete)
-        slow, errors = slow.as_trajectory(), slow.error
+        slow, errors = slow.as_trajectory(), {name: (slow.error[name], slow.model_error[name]) for name in slow.mean}
     _check_sides(slow, discrete)
     names = [name for name in slow.metrics if name in discrete.metrics]
     if not names:
@@ -343,15 +343,17 @@ class _Moments:
 
 
 def _side_by_side(
-    slow: Trajectory, discrete: Trajectory, name: str, slack: float, given: np.ndarray | None = None
+    slow: Trajectory, discrete: Trajectory, name: str, slack: float, given: tuple[np.ndarray, np.ndarray] | None = None
 ) -> _Moments:
-    """`given` is the error of the slow mean where that is no matter of its paths."""
+    """`given` is the error of the slow mean where that is no matter of its paths, and what of it no pairs show."""
     if _same_starts(slow, discrete):
-        return _in_pairs(slow, discrete, name, slack)
+        found = _in_pairs(slow, discrete, name, slack)
+        unseen = 0.0 if given is None else np.interp(discrete.ts, slow.ts, given[1])
+        return replace(found, error=np.hypot(found.error, unseen))
     from scipy.interpolate import PchipInterpolator
 
     slow_mean, slow_error, slow_count = _mean_and_error(slow, name)
-    slow_error = slow_error if given is None else given
+    slow_error = slow_error if given is None else given[0]
     mean, error, count = _mean_and_error(discrete, name)
     known = slow_count > 0
     ts, ends = slow.ts[known], slow.ts[known][[0, -1]]

@@ -4,12 +4,15 @@ A mean over discrete runs is smooth in η, and the slow SDE is its value at η =
 cost 1/η² each, determine it at the rate asked for: an interpolation, with the errors of `interpolation`.
 """
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.random as jr
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
@@ -27,19 +30,23 @@ from ..problems.abstract import AbstractProblem
 from ..problems.accumulated import accumulated
 from ..problems.route import Route
 from ..runs.discrete import gradients_per_step, run_discrete
+from ..runs.request import number_of_starts
 from ..runs.simulate import simulate
+from ..runs.stacked import start_of
 from ..runs.steps import is_transformation
 from ..runs.trajectory import RunError, Trajectory
 from ..support import arguments
 from ..support.clocks import steps_in
 from ..support.effort import MOST_STEPS
+from ..support.files import is_array
 from ..support.pieces import EVERY, as_checkpoint
-from .interpolation import interpolated_moments
+from .interpolation import interpolated_moments, moments_by_start
 from .rates import Rates, Setting, chosen_rates, doubts, given_rates, impossible
 
 LOST = 0.05  # the share of paths that may fail: a mean over those that are left is one of another ensemble
 TOUCHING = 1e-9  # times as near as this, in lengths of the run, are one
 FEW_SLOW = 8  # slow paths that judge rates
+SHOWN = 8  # numbers of starts in a note
 HEADER = ("observable", "t", "slow", "predicted", "s.e.", "model error", "spread")
 WIDTHS = (8, 13, 13, 11, 13, 11)  # of its columns behind the first
 SLOW_PATHS = 16  # slow paths for each discrete one, where they diffuse: they are the cheaper ones
@@ -63,6 +70,8 @@ class Prediction:
         weights: name -> (T, J) of the gaps of the runs in the prediction.
         paths: of each run.
         notes: in words: why these rates, and what was left out.
+        by_start: name -> (starts, T) of many starts (stacked=True): what is predicted from each by its own runs, one at
+            a rate, of which `mean` is the mean; NaN of those that are left out. Empty otherwise.
     """
 
     ts: np.ndarray
@@ -78,6 +87,7 @@ class Prediction:
     weights: dict[str, np.ndarray]
     paths: int
     notes: tuple[str, ...]
+    by_start: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def error(self) -> dict[str, np.ndarray]:
@@ -90,10 +100,12 @@ class Prediction:
         return float(np.sum((self.lr / self.rates) ** 2))
 
     def as_trajectory(self) -> Trajectory:
-        """The predicted means as one path, without points, for what takes a `Trajectory`."""
-        stats = {key: self.slow.stats[key] for key in ("digest", "b1", "c") if key in self.slow.stats}
-        metrics = {name: mean[None] for name, mean in self.mean.items()}
-        return Trajectory(self.ts, None, None, metrics, stats | {"lr": self.lr}, np.zeros(1, int), "predicted")
+        """The predicted means as one path (or those of each start), without points, for what takes a `Trajectory`."""
+        kept = ("digest", "b1", "c", *(("messages",) if self.by_start else ()))
+        stats = {key: self.slow.stats[key] for key in kept if key in self.slow.stats}
+        metrics = self.by_start or {name: mean[None] for name, mean in self.mean.items()}
+        paths = self.paths if self.by_start else 1
+        return Trajectory(self.ts, None, None, metrics, stats | {"lr": self.lr}, np.zeros(paths, int), "predicted")
 
     def worth(self, name: str) -> float:
         """How many runs at lr would have as small an error (median over time); inf where the prediction has none."""
@@ -129,7 +141,8 @@ class Prediction:
     @property
     def _title(self) -> str:
         rates = _joined(self.rates.tolist())
-        return f"predicted at lr={self.lr:g} from the slow SDE and {self.paths} runs each at lr={rates}"
+        runs = f"runs from {self.paths} starts" if self.by_start else f"{self.paths} runs each"
+        return f"predicted at lr={self.lr:g} from the slow SDE and {runs} at lr={rates}"
 
     @property
     def _price(self) -> str:
@@ -176,6 +189,7 @@ def predict(
     memory: float | None = None,
     checkpoint: Any = None,
     checkpoint_every: float = EVERY,
+    stacked: bool = False,
 ) -> Prediction:
     """Means over runs of an optimizer at learning rate η = lr, without running it there.
 
@@ -208,6 +222,12 @@ def predict(
         slow_paths: paths of a slow SDE that diffuses; None for 16 times `paths`.
         project, max_steps: as in `run_discrete`.
         checkpoint, checkpoint_every: as in `simulate`; each run has a file of its own, whose name begins with this one.
+        stacked: the leaves of params0 have a leading axis of starts, two at least, and path i of the runs at every rate
+            is from start i, in place of `paths`. Predicted is the mean over *these* starts: gaps are taken start by
+            start, so that the spread of the starts is in no error, nor in `spread`, that of a run about the mean of its
+            start (the variation of the gap from start to start is in both). `by_start` has the starts one by one. One
+            that fails at some rate is left out of all means; the delay is the mean one; where the SDE diffuses, every
+            start has as many slow paths. Repeat starts for smaller errors.
 
     Returns: `Prediction`; `compare(prediction, fast)` holds it against runs at lr.
     Raises: ValueError on bad input, before any run, and where no rate from 2·lr on is admissible, with the lr that is;
@@ -221,6 +241,10 @@ def predict(
     lr, named = arguments.check_lr(lr), as_metrics(metrics)
     if not named:
         raise ValueError(f"metrics={metrics!r} is empty: name at least one, such as 'trace_hessian'.")
+    if arguments.flag("stacked", stacked):
+        paths = number_of_starts(params0)
+        if paths < 2:
+            raise ValueError("stacked=True: params0 has 1 start, and needs 2 at least: one run has no standard error.")
     if arguments.positive_integer("paths", paths) < 2:
         raise ValueError(f"paths={paths} must be at least 2: a single run has no standard error.")
     agm, at_rate = _as_function(optimizer, like, v0, lr)
@@ -229,20 +253,23 @@ def predict(
     hindrance = impossible(lr, agm, times, t0)
     if hindrance:
         raise ValueError(f"lr={lr:g} cannot be run: {hindrance}. Save fewer times, or lower lr.")
-    check_parameters(params0)
-    diffuses = slow_sde(problem, agm, Coordinates.of(params0), route).diffuses
+    one = start_of(params0, 0) if stacked else params0
+    check_parameters(one)
+    diffuses = slow_sde(problem, agm, Coordinates.of(one), route).diffuses
     base = arguments.check_key(key)
     shared: dict[str, Any] = {"t0": t0, "v0": v0, "metrics": named, "route": route, "rank": rank, "dtype": dtype}
     shared |= {"progress": progress, "memory": memory, "checkpoint_every": checkpoint_every}
     as_checkpoint(checkpoint, checkpoint_every)
     slowly = {"key": jr.fold_in(base, 0), "solver": solver, "dt": dt, "rtol": rtol}
     fastly = {"like": like, "project": project, "max_steps": max_steps, "paths": int(paths), "throw": False}
-    every = gradients_per_step(at_rate(lr), params0, like, int(steps_in(times, lr)[-1]), dtype)
+    every = gradients_per_step(at_rate(lr), one, like, int(steps_in(times, lr)[-1]), dtype)
     limit = accumulated(problem, every) if every > 1 else problem
     many = SLOW_PATHS * paths if slow_paths is None else arguments.positive_integer("slow_paths", slow_paths)
-    how = {"slowly": shared | slowly, "fastly": shared | fastly, "checkpoint": checkpoint}
+    how = {"slowly": shared | slowly, "fastly": shared | fastly, "checkpoint": checkpoint, "stacked": stacked}
     ask = Runs((limit, agm, params0), problem, at_rate, times, base, copies=many if diffuses else 1, **how)
-    first = ask.slow(times, FEW_SLOW if diffuses else 1, "slow")
+    if stacked:
+        ask = ask.of_each_start(int(paths))
+    first = ask.slow(times, FEW_SLOW if diffuses and not stacked else 1, "slow")
     setting = Setting(limit, agm, first, times, t0, route)
     admitted = chosen_rates(lr, setting) if given is None else doubts(given, setting)
     return _by_stages(ask, admitted, lr, _delay(first, agm, diffuses))
@@ -258,8 +285,13 @@ class Runs(NamedTuple):
     key: PRNGKeyArray
     slowly: dict[str, Any]
     fastly: dict[str, Any]
-    copies: int  # slow paths
+    copies: int  # slow paths, of each start where there are many
     checkpoint: Any  # how names of files begin; None for none
+    stacked: bool
+
+    def of_each_start(self, starts: int) -> "Runs":
+        """With the slow paths shared out: one of each start, or two at least where they diffuse, for their noise."""
+        return self._replace(copies=1 if self.copies == 1 else max(2, -(-self.copies // starts)))
 
     def file(self, name: str) -> Any:
         """The checkpoint of one of the runs."""
@@ -271,8 +303,12 @@ class Runs(NamedTuple):
 
     def slow(self, at: np.ndarray, copies: int, name: str) -> Trajectory:
         """The slow SDE at these times."""
-        how = {"checkpoint": self.file(name), **self.slowly}
-        return simulate(*self.of, float(at[-1]), save_at=at, paths=copies, **how)
+        how = {"checkpoint": self.file(name), "stacked": self.stacked, **self.slowly}
+        problem, optimizer, params0 = self.of
+        if self.stacked:
+            params0 = jax.tree.map(lambda leaf: np.repeat(leaf, copies, axis=0) if is_array(leaf) else leaf, params0)
+        with _of_failed_starts(told=name != "slow"):
+            return simulate(problem, optimizer, params0, float(at[-1]), save_at=at, paths=copies, **how)
 
     def discrete(self, rate: float) -> Trajectory:
         """Runs at a rate, saved at the whole steps nearest to `times`."""
@@ -281,8 +317,18 @@ class Runs(NamedTuple):
         # One key for all rates: runs of one number then correlate, which takes 5 to 35 % off the variance of weights of
         # alternating signs. (Antithetic noise would do harm: observables are even in it, with a correlation of 0.999.)
         key = jr.fold_in(self.key, 1)
-        how = {"key": key, "checkpoint": self.file(f"lr-{rate:g}"), **self.fastly}
-        return run_discrete(self.drawn, self.at_rate(rate), params0, at[-1], lr=rate, save_at=at, **how)
+        how = {"key": key, "checkpoint": self.file(f"lr-{rate:g}"), "stacked": self.stacked, **self.fastly}
+        with _of_failed_starts(told=True):
+            return run_discrete(self.drawn, self.at_rate(rate), params0, at[-1], lr=rate, save_at=at, **how)
+
+
+@contextlib.contextmanager
+def _of_failed_starts(told: bool) -> Iterator[None]:
+    """Without the warning that some lead to no run, where an earlier run has told so."""
+    with warnings.catch_warnings():
+        if told:
+            warnings.filterwarnings("ignore", ".* starts lead to no run", UserWarning)
+        yield
 
 
 Delay = Callable[[float, np.ndarray], np.ndarray]
@@ -296,7 +342,7 @@ def _delay(slow: Trajectory, optimizer: AGM, diffuses: bool) -> Delay:
     """
     if diffuses:  # what is carried along Γ by the noise itself has no such delay
         return lambda rate, times: np.zeros_like(times)
-    relaxation = float(slow.stats["mean_relaxation"][0, 0]) / float(slow.stats["pace"][0])
+    relaxation = float(np.nanmean(slow.stats["mean_relaxation"][:, 0])) / float(slow.stats["pace"][0])
     b1, t0 = float(optimizer.b1), float(slow.ts[0])
     memory = 0.0 if optimizer.bias_correction else 2 * b1 / (1 - b1)
 
@@ -311,12 +357,15 @@ def _by_stages(ask: Runs, rates: Rates, lr: float, delay: Delay) -> Prediction:
     """Stage by stage, until what is left to be known of the series in η is less than the noise."""
     slow = ask.slow(_moments([(rate, ask.at(rate)) for rate in (lr, *rates.all)], delay), ask.copies, "anchor")
     runs, notes, found = [], list(rates.notes), None
+    if ask.stacked and (lost := _lost_starts(slow, slow.paths // ask.copies)).any():
+        which = ", ".join(map(str, np.flatnonzero(lost)[:SHOWN])) + (", ..." if lost.sum() > SHOWN else "")
+        notes.append(f"left out {lost.sum()} of {lost.size} starts, from which the slow SDE fails: {which}")
     for stage in rates.stages:
         if found is not None and len(runs) > 1 and _suffices(found):
             notes.append(f"not run, as the model error is below the standard error without: lr={_joined(stage)}")
             break
         for run in (ask.discrete(rate) for rate in stage):
-            note, usable = _losses(run, rates.chosen)
+            note, usable = _losses(run, slow, rates.chosen)
             notes += [note] if note else []
             runs += [run] if usable else []
         found = _predicted(slow, runs, ask.at(lr), lr, delay, notes) if runs else None
@@ -336,12 +385,19 @@ def _joined(rates: Sequence[float]) -> str:
     return ", ".join(f"{rate:g}" for rate in rates)
 
 
-def _losses(run: Trajectory, optional: bool) -> tuple[str, bool]:
+def _lost_starts(slow: Trajectory, starts: int) -> np.ndarray:
+    """(starts,) from which some path of the slow SDE fails."""
+    return (slow.result != Result.SUCCESS).reshape(starts, -1).any(axis=1)
+
+
+def _losses(run: Trajectory, slow: Trajectory, optional: bool) -> tuple[str, bool]:
     """(what failed in a run at a larger rate, "" for nothing; whether its means can be used).
 
-    `RunError` where they cannot and the rate is not optional.
+    `RunError` where they cannot and the rate is not optional. Starts from which the slow SDE fails are no matter of it.
     """
     failed = run.result != Result.SUCCESS
+    if "messages" in run.stats:
+        failed &= ~_lost_starts(slow, run.paths)
     if not failed.any():
         return "", True
     code = Result(int(run.result[np.argmax(failed)]))
@@ -368,15 +424,21 @@ def _predicted(
     runs = sorted(runs, key=lambda run: run.stats["lr"])
     rates = np.array([run.stats["lr"] for run in runs])
     steps = [ts, *(np.maximum(run.ts, ts[0]) for run in runs)]
+    stacked = "messages" in runs[0].stats
+    axes = (0, 1) if stacked else 0  # of slow paths
     whens = [at - delay(rate, at) for rate, at in zip((lr, *rates), steps, strict=True)]
-    means, spreads, anchors = {}, {}, {}
+    means, spreads, anchors, by_start = {}, {}, {}, {}
     for name in slow.metrics:
-        # (J+1, copies, T): of the slow SDE when the run at lr and each other one are where it is.
-        there = np.stack([_at(slow, name, when) for when in whens])
-        anchors[name] = _at(slow, name, ts).mean(axis=0)
-        delayed = anchors[name] - there[-1].mean(axis=0)
+        # (J+2, copies, T): of the slow SDE when the run at lr and each other one are where it is, and undelayed at lr.
+        there = np.stack([_at(slow, name, when) for when in (*whens, ts)])
         values = [run.metrics[name] for run in runs]
-        means[name], spreads[name] = interpolated_moments(rates, lr, there, values, delayed)
+        if stacked:
+            there, values, good = _of_good_starts(there, values)
+        moments = moments_by_start if stacked else interpolated_moments
+        anchors[name], delayed = there[-1].mean(axis=axes), (there[-1] - there[-2]).mean(axis=axes)
+        means[name], spreads[name] = moments(rates, lr, there[:-1], values, delayed)
+        if stacked:
+            by_start[name] = _of_each(means[name].weights, there[:-1].mean(axis=2), values, good)
     return Prediction(
         ts=ts,
         lr=lr,
@@ -391,7 +453,26 @@ def _predicted(
         weights={name: found.weights for name, found in means.items()},
         paths=runs[0].paths,
         notes=tuple(notes),
+        by_start=by_start,
     )
+
+
+def _of_good_starts(there: np.ndarray, values: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """The slow paths (J+2, starts, copies, T) and the runs of the starts that have a value wherever others have one,
+    and which these are."""
+    starts, times = values[0].shape
+    there = there.reshape(len(there), starts, -1, times)
+    lost = ~np.isfinite([*there.mean(axis=2), *values])
+    good = np.asarray(~(lost & ~lost.all(axis=1, keepdims=True)).any(axis=(0, 2)))
+    return there[:, good], [each[good] for each in values], good
+
+
+def _of_each(weights: np.ndarray, own: np.ndarray, values: list[np.ndarray], good: np.ndarray) -> np.ndarray:
+    """(starts, T) what the runs of each start predict of it, `own` (J+1, starts, T) its slow curves; NaN but of good
+    ones."""
+    found = np.full((good.size, weights.shape[0]), np.nan)
+    found[good] = own[0] + np.einsum("tj,jst->st", weights, np.stack(values) - own[1:])
+    return found
 
 
 def _at(slow: Trajectory, name: str, when: np.ndarray) -> np.ndarray:

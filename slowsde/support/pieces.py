@@ -22,6 +22,7 @@ from .progress import Line
 
 LENGTH = 1.0  # seconds that a piece is to last: so long Ctrl-C waits
 FIRST, GROWTH = 8, 8  # steps in the first piece, of which nobody knows how long they take, and how fast they get more
+MOST = 2**40  # steps of a piece: where there are but a few, as in each of many blocks, no piece ever lasts a second
 SHARE = 0.02  # of its time that a run may spend on writing
 EVERY = 60.0  # seconds between two writes at most
 State = TypeVar("State")
@@ -137,7 +138,7 @@ class Pieces:
             if finished:
                 return state
             took = time.monotonic() - began
-            steps = int(np.clip(steps * LENGTH / max(took, 1e-9), 1, GROWTH * steps))
+            steps = int(np.clip(steps * LENGTH / max(took, 1e-9), 1, min(GROWTH * steps, MOST)))
         if self.checkpoint is not None:
             self.checkpoint.keep(stage, state, now=True)
         return state

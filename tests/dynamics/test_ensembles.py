@@ -88,6 +88,12 @@ def test_four_devices_compute_the_paths_of_one(here: dict[str, np.ndarray], tmp_
     assert not np.array_equal(found["mutant"], here["fast"])
 
 
+def test_many_starts_are_the_same_on_two_devices(tmp_path: Path) -> None:
+    """Discrete runs from 70 starts, and their returns to Γ, are shared by the devices; flows go one after the other."""
+    names = ["flows", "fast_from_starts"]
+    same(on_devices(tmp_path, ",".join(names), 2), runs.arrays(names))
+
+
 def test_two_processes_get_all_the_paths_in_order(here: dict[str, np.ndarray], tmp_path: Path) -> None:
     expected = {name: values for name, values in here.items() if name.startswith("fast")}
     for found in on_processes(tmp_path, "fast,orders", 2):

@@ -272,3 +272,9 @@ def test_processes_killed_at_random_moments_lose_nothing(
         assert {path.name for path in tmp_path.iterdir()} == {f"run{k}" for k in range(number + 1)}
     print(f"{name}: {KILLS - done} of {KILLS} processes killed on their way, the others at their end")
     assert done < KILLS
+
+
+def test_there_may_be_any_number_of_short_pieces() -> None:
+    """As of hundreds of blocks of paths that take a few steps: pieces grow until they last a second, or for ever."""
+    found = pieces.Pieces("run").carry_out("count", 0, lambda count, steps: (count + 1, count == 500, 0.0))
+    assert found == 501

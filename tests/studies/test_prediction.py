@@ -11,7 +11,7 @@ import pytest
 
 import slowsde as ss
 from slowsde.studies import interpolation, prediction
-from slowsde.studies.interpolation import interpolate, interpolated_moments
+from slowsde.studies.interpolation import interpolate, interpolated_moments, moments_by_start
 from slowsde.studies.prediction import _by_stages, _delay
 from slowsde.studies.rates import Rates, Setting, chosen_rates
 
@@ -157,6 +157,23 @@ def test_the_error_of_slow_paths_counts_once_in_all_anchors() -> None:
     assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(500)
 
 
+def test_the_spread_of_starts_is_in_no_error() -> None:
+    """500 repetitions from 40 starts of spread 5: of each four slow paths that diffuse, one run at two rates each."""
+    rng, found, said, spreads = np.random.default_rng(0), [], [], []
+    rates, ones, starts = RATES[:2], np.ones(3), 5 * np.random.default_rng(1).normal(size=(40, 1))
+    for _ in range(500):
+        slow = starts[:, None] + rng.normal(size=(40, 4, 1)) * ones
+        runs = [starts + 300 * rate + 1.1 * rng.normal(size=(40, 1)) * ones for rate in rates]
+        estimate, spread = moments_by_start(rates, LR, np.repeat(slow[None], 3, axis=0), runs)
+        found.append(estimate.value[0] - starts.mean() - 300 * LR)
+        said.append(estimate.standard_error[0])
+        spreads.append(spread[0])
+    assert np.std(found) == pytest.approx(np.mean(said), rel=0.1)
+    assert np.mean(said) < 0.5 * 5 / np.sqrt(40)
+    assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(500)
+    assert np.median(spreads) == pytest.approx(1.1, rel=0.15)
+
+
 @pytest.mark.parametrize("bend", [0.0, 50.0, 1e6])
 def test_a_variance_between_linear_and_quadratic_is_met_to_a_third(bend: float) -> None:
     """a + bη times η, at a quarter of the nearer of two rates, known to 18 % each as by 64 runs: in the median."""
@@ -207,7 +224,7 @@ def test_the_delay_is_that_of_the_linear_motion_about_the_manifold(b1: float, lr
 class Asked:
     """Finished runs in place of those that would be made."""
 
-    times, copies = np.linspace(0, 0.5, 11), 1
+    times, copies, stacked = np.linspace(0, 0.5, 11), 1, False
 
     def __init__(self, *runs: ss.Trajectory) -> None:
         self.runs = {run.stats["lr"]: run for run in runs}
@@ -242,6 +259,48 @@ def test_held_runs_are_met_where_the_slow_flow_is_not() -> None:
     np.testing.assert_allclose(found.ts, fast.ts, rtol=1e-12)
     assert "predicted against discrete" in compared.table()
     assert compared.validity is None
+
+
+def test_many_starts_are_predicted_side_by_side() -> None:
+    """RMSProp from 24 starts, their mean against 4 held runs from each; a start at a saddle takes no other with it."""
+    problem, start = network()
+    starts = start * np.random.default_rng(0).uniform(0.7, 1.3, (24, 2, 3))
+    given: dict[str, Any] = {"lr": LR, "metrics": NAMES, "save_at": 6, "stacked": True}
+    found = ss.predict(problem, OPTIMIZERS[RMSPROP], starts, 0.3, rates=(0.02, 0.04), **given)
+    held = ss.run_discrete(problem, OPTIMIZERS[RMSPROP], np.repeat(starts, 4, axis=0), 0.3, key=jr.key(7), **given)
+    ones = dataclasses.replace(held, **_every_fourth(held))
+    for name in NAMES:
+        own = held.metrics[name].reshape(24, 4, -1)
+        noise = np.sqrt(own.var(axis=1, ddof=1).mean(axis=0))
+        gap, error = found.mean[name] - own.mean(axis=(0, 1)), np.hypot(found.error[name], noise / np.sqrt(96))
+        assert np.mean(np.abs(gap) <= 2 * error + 1e-5) >= 0.9
+        assert np.abs(gap).max() < 0.5 * np.abs(found.slow_mean[name] - own.mean(axis=(0, 1))).max()
+        assert np.all(found.error[name] < 0.2 * own.mean(axis=1).std(axis=0) / np.sqrt(24))
+        np.testing.assert_allclose(found.spread[name][1:], noise[1:], rtol=0.6)
+        np.testing.assert_allclose(found.by_start[name].mean(axis=0), found.mean[name], rtol=1e-12)
+        # Start by start: the error of the gap is that of the runs, and of the model.
+        compared = ss.compare(found, ones)
+        gaps = own[:, 0] - found.by_start[name]
+        np.testing.assert_allclose(compared.gap[name], gaps.mean(axis=0), atol=1e-9)
+        expected = np.hypot(gaps.std(axis=0, ddof=1) / np.sqrt(24), found.model_error[name])
+        np.testing.assert_allclose(compared.standard_error[name], expected, rtol=1e-6)
+    assert found.paths == 24
+    assert "runs from 24 starts at lr=0.02, 0.04" in found.table()
+    more = np.concatenate([starts[:3], 0 * start[None]])
+    with pytest.warns(UserWarning, match="1 of 4 starts lead to no run") as told:
+        fewer = ss.predict(problem, OPTIMIZERS[RMSPROP], more, 0.3, rates=(0.02, 0.04), **given)
+    assert len(told) == 1
+    assert "left out 1 of 4 starts, from which the slow SDE fails: 3" in fewer.notes
+    for name, each in fewer.by_start.items():
+        assert np.isnan(each[3]).all()
+        np.testing.assert_allclose(fewer.mean[name], each[:3].mean(axis=0), rtol=1e-12)
+    with pytest.raises(ValueError, match="1 start"):
+        ss.predict(problem, OPTIMIZERS[RMSPROP], starts[:1], 0.3, **given)
+
+
+def _every_fourth(run: ss.Trajectory) -> dict[str, Any]:
+    metrics = {name: values[::4] for name, values in run.metrics.items()}
+    return {"params": run.params[::4], "v": run.v[::4], "metrics": metrics, "result": run.result[::4], "end": None}
 
 
 def test_momentum_is_met_too() -> None:
