@@ -13,6 +13,8 @@ import slowsde as ss
 from slowsde.dynamics.diffusion import noise_cells, step_grid
 from slowsde.dynamics.solvers.brownian import StepBrownianPath, drawn, step_keys
 
+pytestmark = pytest.mark.as_users
+
 KEY, DT, PATHS = jr.key(5), 0.02, 6
 START, V0 = {"a": np.array([0.9]), "b": np.array([0.6])}, {"a": np.array([0.3]), "b": np.array([0.6])}
 
