@@ -1,9 +1,9 @@
 """How the suite compiles, which is most of its seconds: briefly, and no more programs than the system allows.
 
 What is run for milliseconds need not be optimized, so that XLA leaves most of it out: its older code for fused
-operations, none of LLVM's passes, one piece of code a program. Files whose claims are about bits are marked
-`as_users`, and compile as a user's program does; so do the longer studies, `--as-users`, and every process that a test
-starts.
+operations, none of LLVM's passes, one piece of code a program. A test whose claim is about bits is marked
+`as_users`, and compiled as a user's program is; so are the longer studies, all tests with `--as-users`, and every
+process that a test starts.
 """
 
 import gc
@@ -21,7 +21,6 @@ MANY = 20_000  # Linux allows a process 65 530 mappings of memory; a program com
 BRIEF = {
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
-    "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
 
@@ -56,17 +55,22 @@ def known(options: dict[str, Any]) -> bool:
 
 
 class Compiling:
+    """How the test that runs is compiled."""
+
     as_users = False
 
 
-@pytest.fixture(autouse=True, scope="module")
-def programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Those of other files are forgotten where they are of another kind, and where they are many: XLA aborts when it
-    is refused memory for another."""
-    as_users = request.node.get_closest_marker("as_users") is not None
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of its file
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    as_users = item.get_closest_marker("as_users") is not None
     if as_users != Compiling.as_users:
         jax.clear_caches()
         Compiling.as_users = as_users
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Forget compiled programs after a file when they are many: XLA aborts where it is refused memory for another."""
     yield
     if MAPS.exists() and MAPS.read_text().count("\n") > MANY:
         jax.clear_caches()

@@ -10,8 +10,6 @@ import pytest
 
 import slowsde as ss
 
-pytestmark = pytest.mark.as_users
-
 INPUTS = np.random.default_rng(0).choice([-1.0, 1.0], size=(4, 6))
 START = {"u": np.full(6, 0.7), "v": np.full(6, 0.5)}
 ADAM = ss.adam(c=2.0, b1=0.9, eps=1e-2)
@@ -34,6 +32,7 @@ CASES = {
 }
 
 
+@pytest.mark.as_users
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_discrete_run_goes_on_with_all_that_it_remembers(name: str, tmp_path: Any) -> None:
     problem, optimizer, settings, more = CASES[name]
