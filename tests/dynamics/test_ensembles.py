@@ -15,6 +15,8 @@ import pytest
 import slowsde as ss
 from slowsde.support import progress
 
+pytestmark = pytest.mark.as_users
+
 COMPILED: list[str] = []  # the functions compiled since the last clear
 
 

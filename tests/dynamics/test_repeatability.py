@@ -44,6 +44,7 @@ def half() -> ss.Trajectory:
     return run(0.3, [0.2, 0.3])
 
 
+@pytest.mark.as_users
 def test_a_run_in_chunks_is_the_same_run_to_the_last_bit(
     whole: ss.Trajectory, half: ss.Trajectory, tmp_path: Path
 ) -> None:
@@ -54,6 +55,18 @@ def test_a_run_in_chunks_is_the_same_run_to_the_last_bit(
     assert half.stats["num_steps"] + rest.stats["num_steps"] == whole.stats["num_steps"]
     other = ss.resume(PROBLEM, OPTIMIZER, half, 0.5, save_at=[0.5], key=jr.key(6))
     assert np.min(np.abs(other.params["a"] - rest.params["a"])) > 1e-4
+
+
+@pytest.mark.as_users
+def test_saved_times_within_a_step_leave_the_path_what_it_is(whole: ss.Trajectory) -> None:
+    """Off the steps of dt as well: the differences are errors of a step cut in two, 0.3 % of what the path moves by
+    (another Brownian path would be off by twice the spread); a run that ends within a step goes on to the last bit."""
+    times = [0.2, 0.2131, 0.3, 0.4443, 0.5]
+    cut, spread = run(0.5, times), np.std(whole.params["a"][:, 2])
+    assert np.max(np.abs(cut.params["a"][:, [0, 2, 4]] - whole.params["a"])) < 0.05 * spread
+    half = run(0.2131, [0.2, 0.2131])
+    rest = ss.resume(PROBLEM, OPTIMIZER, half, 0.5, save_at=[0.3, 0.4443, 0.5])
+    same((rest.params, rest.v), jax.tree.map(lambda leaf: leaf[:, 2:], (cut.params, cut.v)))
 
 
 def test_simulate_from_the_end_of_a_run_meets_the_noise_of_the_uninterrupted_run(
@@ -72,17 +85,6 @@ def test_neither_saved_times_nor_the_number_of_paths_change_a_path(whole: ss.Tra
     more = run(0.5, [0.5], paths=PATHS + 3).params
     same(jax.tree.map(lambda leaf: leaf[:PATHS], more), jax.tree.map(lambda leaf: leaf[:, 2:], whole.params), False)
     assert np.unique(np.round(more["a"][:, 0, 0], 6)).size == PATHS + 3
-
-
-def test_saved_times_within_a_step_leave_the_path_what_it_is(whole: ss.Trajectory) -> None:
-    """Off the steps of dt as well: the differences are errors of a step cut in two, 0.3 % of what the path moves by
-    (another Brownian path would be off by twice the spread); a run that ends within a step goes on to the last bit."""
-    times = [0.2, 0.2131, 0.3, 0.4443, 0.5]
-    cut, spread = run(0.5, times), np.std(whole.params["a"][:, 2])
-    assert np.max(np.abs(cut.params["a"][:, [0, 2, 4]] - whole.params["a"])) < 0.05 * spread
-    half = run(0.2131, [0.2, 0.2131])
-    rest = ss.resume(PROBLEM, OPTIMIZER, half, 0.5, save_at=[0.3, 0.4443, 0.5])
-    same((rest.params, rest.v), jax.tree.map(lambda leaf: leaf[:, 2:], (cut.params, cut.v)))
 
 
 def test_saved_times_leave_the_conventional_sde_its_path() -> None:
@@ -178,6 +180,7 @@ def motion(times: np.ndarray, t0: float = 0.0, t1: float = 1.0, dt: float = 0.1,
     return {float(t): found[:, k] for k, t in enumerate(grid[1:])}
 
 
+@pytest.mark.as_users
 def test_a_brownian_path_is_there_before_it_is_looked_at() -> None:
     """W at a time is the same whatever other times are asked for, within a step and elsewhere, and from where on."""
     some, more = motion(np.array([0.137, 0.8])), motion(np.linspace(0.0, 1.0, 57)[1:] ** 1.1)

@@ -21,6 +21,8 @@ from slowsde.dynamics.result import Result
 from slowsde.support import pieces
 from slowsde.support.pieces import Checkpoint
 
+pytestmark = pytest.mark.as_users
+
 INPUTS = np.random.default_rng(0).choice([-1.0, 1.0], size=(4, 6))
 START = {"u": np.full(6, 0.7), "v": np.full(6, 0.5)}
 ADAM = ss.adam(c=2.0, eps=1e-2)

@@ -32,6 +32,7 @@ CASES = {
 }
 
 
+@pytest.mark.as_users
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_discrete_run_goes_on_with_all_that_it_remembers(name: str, tmp_path: Any) -> None:
     problem, optimizer, settings, more = CASES[name]
