@@ -65,13 +65,11 @@ class ExtrapolatedImplicit(dfx.AbstractAdaptiveSolver):
         ends = to_logarithms(substeps, positive)
         weights = self.extrapolations()
         best, previous = (jax.tree.map(lambda leaf, w=w: jnp.tensordot(w, leaf, 1), ends) for w in weights)
-        # A coordinate that is being driven to zero within the step has no expansion in its length.
+        # A coordinate that is being driven to zero within the step has no expansion in its length. The error is still
+        # that of the plain extrapolants: one that crosses zero is not to be held there.
         plain = ends[0][0]
         vanishing = (jnp.abs(plain) < 0.5 * jnp.abs(y0[0])) & (jnp.abs(best[0] - previous[0]) > 0.1 * jnp.abs(plain))
-        best, previous = (
-            (jnp.where(vanishing, arriving(ends[0], w), found[0]), found[1])
-            for w, found in zip(weights, (best, previous), strict=True)
-        )
+        best = jnp.where(vanishing, arriving(ends[0], weights[0]), best[0]), best[1]
         end, regular, near = self.returned(from_logarithms(best, positive), frame)
         y1, regular = finite_end(y0, end, regular)
         regular &= self.falls(y0, jax.tree.map(lambda leaf: leaf[0], substeps), t0, h)
