@@ -264,12 +264,12 @@ axes[0].legend(fontsize="small")
 plt.show()
 
 # %% [markdown]
-# **The memory of Adam decides.** At the published size and $n=400$ SGD, AdamE-¾ and Adam with $c=1$ recover all of three
-# truths, AdamE-¼ two, and Adam with $c=1000$ none. That is the same method with another memory:
-# $c=(1-\beta_2)/\eta^2$, and
-# $\eta=10^{-3}$, $\beta_2=0.999$ is $c=1000$. A slow $v$ lets the flow run down a *weighted* $\ell_1$ norm before the
-# weights $1/\sqrt v$ follow, which is iteratively reweighted $\ell_1$; a fast one descends $\sum|w|^{1/2}$ itself and
-# stops at the nearest of its many local minima. At $n=350$ AdamE-¾ with $c=1$ recovers both truths, SGD one, Adam and
+# **The memory of Adam decides.** At the published size and $n=400$ SGD, AdamE-¾ and Adam with $c=1$ recover all of
+# three truths, AdamE-¼ two, and Adam with $c=1000$ none. That is the same method with another memory:
+# $c=(1-\beta_2)/\eta^2$, and $\eta=10^{-3}$, $\beta_2=0.999$ is $c=1000$. A slow $v$ lets the flow run down a
+# *weighted* $\ell_1$ norm before the weights $1/\sqrt v$ follow, which is iteratively reweighted $\ell_1$; a fast one
+# descends $\sum|w|^{1/2}$ itself and stops at the nearest of its many local minima. At $n=350$ AdamE-¾ with $c=1$
+# recovers both truths, SGD one, Adam and
 # AdamE-¼ none. At a tenth of the size (eight truths) nearly all need between 40 and 50 samples, and differences at 40
 # (three to five of eight) are within chance.
 #

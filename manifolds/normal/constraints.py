@@ -216,7 +216,7 @@ class Iterated(eqx.Module):
     def _iterate(self, r: Residuals, accuracy: float) -> tuple[Residuals, Array]:
         added: Any = ridge(self.near, self.jacobian.dtype) if self.shift is None else self.shift
         product = kernel_product(self.jacobian, self.metric, self.scale, added)
-        # m products cost about four kernels: half a kernel is all that a bad preconditioner can waste.
+        # These many cost about a kernel: that is all that a bad preconditioner can waste.
         max_steps = 10 + r.shape[0] // 8
         return conjugate_gradients(product, r, lambda u: self.near.solve(u, self.scale, added), accuracy, max_steps)
 

@@ -175,6 +175,15 @@ def test_conjugate_gradients_stop_where_they_say() -> None:
         assert not conjugate_gradients(lambda u: matrix @ u, b, lambda r: r, 1e-8, 4)[1]
         assert conjugate_gradients(lambda u: matrix @ u, b, lambda r: r, 1e-8, 6)[1]  # five distinct eigenvalues
         assert not conjugate_gradients(lambda u: jnp.nan * u, b, lambda r: r, 1e-8, 20)[1]
+        wide, c = spectrum_problem(np.geomspace(1, 1e8, 60))
+        products: list[int] = []
+
+        def counted(u: Any) -> Any:
+            jax.debug.callback(lambda: products.append(1))
+            return wide @ u
+
+        assert not conjugate_gradients(counted, c, lambda r: r, 1e-8, 100)[1]
+        assert len(products) < 30  # of 100, where they do not get on
         assert not np.any(conjugate_gradients(lambda u: matrix @ u, 0 * b, lambda r: r, 1e-8, 20)[0])
 
 
@@ -193,6 +202,9 @@ def test_solves_survive_a_useless_preconditioner_and_lost_rank() -> None:
         for near in (NearbyKernel(kernel, x.dtype), NearbyKernel(elsewhere, x.dtype), KernelDiagonal(jnp.diag(kernel))):
             solve = Iterated(jacobian, metric, near)
             np.testing.assert_allclose(solve(r, 1e-11), expected, rtol=1e-6)
+            found, again = solve.first_of_two(r, 1e-11)
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+            np.testing.assert_allclose(again(2 * r, 1e-11), 2 * expected, rtol=1e-6)
         np.testing.assert_allclose(factorized(jacobian, metric)(r, 0.0), expected, rtol=1e-6)
         q = np.linalg.qr(np.random.default_rng(6).normal(size=(20, 20)))[0][:, :7]  # rank 7
         near = NearbyKernel(jnp.asarray(q @ q.T), x.dtype)
