@@ -78,77 +78,35 @@ def interpolated_moments(
     runs: Sequence[np.ndarray],
     delayed: Float[np.ndarray, " T"] | float = 0.0,
 ) -> tuple[Estimate, np.ndarray]:
-    """The mean over runs at lr, and the standard deviation of one (T,).
+    """The mean over runs at lr, and the standard deviation of one (T,), about the mean of its start if there are many.
 
-    `slow` (J+1, copies, T) is the observable on the slow paths as the anchor at lr and at each rate, `runs` are its
-    values (paths, T) at each rate. NaN at times at which one of them has no two finite values.
-    """
-    anchor, around = slow.mean(axis=1), slow - slow.mean(axis=1, keepdims=True)
-    copies = slow.shape[1]
-    # (T, J+1, J+1): the slow paths are the same in all anchors.
-    between = np.einsum("jct,kct->tjk", around, around) / max(copies - 1, 1)
-    gaps = [values - mean for values, mean in zip(runs, anchor[1:], strict=True)]
-    return _interpolated(rates, lr, anchor[0], gaps, between, copies, 0.0, delayed)
-
-
-def moments_by_start(
-    rates: np.ndarray,
-    lr: float,
-    slow: np.ndarray,
-    runs: Sequence[np.ndarray],
-    delayed: Float[np.ndarray, " T"] | float = 0.0,
-) -> tuple[Estimate, np.ndarray]:
-    """As `interpolated_moments`, path i of every run being from start i: the mean over these starts, and the standard
-    deviation of a run about the mean of its start.
-
-    `slow` is (J+1, starts, copies, T). The spread of the starts is in no gap, and so in no error.
+    `slow` (J+1, starts, copies, T) is the observable on the slow paths as the anchor at lr and at each rate, `runs` are
+    its values (paths, T) at each rate. From many starts, path i is from start i, and the mean is that over these: their
+    spread is in no gap, and so in no error. NaN at times at which a rate has no two finite values.
     """
     starts, copies = slow.shape[1:3]
     own = slow.mean(axis=2)
-    around = slow - own[:, :, None]
-    within = np.einsum("jsct,ksct->tjk", around, around) / (starts * max(copies - 1, 1))
+    around, anchor = slow - own[:, :, None], own[0].mean(axis=0)
+    # (T, J+1, J+1): the slow paths are the same in all anchors.
+    between = np.einsum("jsct,ksct->tjk", around, around) / (starts * max(copies - 1, 1))
     gaps = [values - mean for values, mean in zip(runs, own[1:], strict=True)]
-    return _interpolated(rates, lr, own[0].mean(axis=0), gaps, within, starts * copies, 1 / copies, delayed)
-
-
-def _interpolated(
-    rates: np.ndarray,
-    lr: float,
-    anchor: np.ndarray,
-    gaps: Sequence[np.ndarray],
-    between: np.ndarray,
-    copies: int,
-    seen: float,
-    delayed: Float[np.ndarray, " T"] | float,
-) -> tuple[Estimate, np.ndarray]:
-    """The mean and the spread at lr from the anchor (T,) there and the gaps (paths, T) of all runs at each rate.
-
-    `between` (T, J+1, J+1) is the covariance of a slow path in all anchors, which are means over `copies` of them;
-    `seen` is the share of it that the variances of the gaps contain.
-    """
     counts = np.array([np.isfinite(values).sum(axis=0) for values in gaps])
     of_slow = np.einsum("tjj->jt", between)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of times without values
         mean = np.array([np.nanmean(values, axis=0) for values in gaps])
         variance = np.array([np.nanvar(values, axis=0, ddof=1) for values in gaps])
-    variance = np.maximum(variance - seen * of_slow[1:], 0)
+    # Gaps from many starts vary with the means of their slow paths as well; that of a single one is the same in all.
+    variance = np.maximum(variance - (of_slow[1:] / copies if starts > 1 else 0), 0)
     of_mean = variance / np.maximum(counts, 1)
     known = np.asarray(np.all([*np.isfinite([*(mean + variance), anchor]), *(counts > 1)], axis=0))
     errors = np.sqrt(of_mean).T
-    noise = between[:, 1:, 1:] / copies + correlations(gaps) * errors[:, :, None] * errors[:, None, :]
-    shared, own = -between[:, 0, 1:] / copies, between[:, 0, 0] / copies
+    slow_noise = between / (starts * copies)
+    noise = slow_noise[:, 1:, 1:] + correlations(gaps) * errors[:, :, None] * errors[:, None, :]
     delayed = np.broadcast_to(delayed, known.shape)
-    found = _where(known, rates, lr, mean.T, noise, shared, own, delayed)
+    found = _where(known, rates, lr, mean.T, noise, -slow_noise[:, 0, 1:], slow_noise[:, 0, 0], delayed)
     spread = np.where(known, _spread(rates, lr, variance, counts, of_slow), np.nan)
     return found._replace(value=anchor + found.value), spread
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """(T,) over the paths that are finite; NaN where none is."""
-    there = np.isfinite(values)
-    count = there.sum(axis=0)
-    return np.where(count > 0, np.where(there, values, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
 def correlations(runs: Sequence[np.ndarray]) -> Float[np.ndarray, "J J"]:

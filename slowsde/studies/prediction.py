@@ -40,7 +40,7 @@ from ..support.clocks import steps_in
 from ..support.effort import MOST_STEPS
 from ..support.files import is_array
 from ..support.pieces import EVERY, as_checkpoint
-from .interpolation import interpolated_moments, moments_by_start
+from .interpolation import interpolated_moments
 from .rates import Rates, Setting, chosen_rates, doubts, given_rates, impossible
 
 LOST = 0.05  # the share of paths that may fail: a mean over those that are left is one of another ensemble
@@ -425,18 +425,20 @@ def _predicted(
     rates = np.array([run.stats["lr"] for run in runs])
     steps = [ts, *(np.maximum(run.ts, ts[0]) for run in runs)]
     stacked = "messages" in runs[0].stats
-    axes = (0, 1) if stacked else 0  # of slow paths
+    starts = runs[0].paths if stacked else 1
     whens = [at - delay(rate, at) for rate, at in zip((lr, *rates), steps, strict=True)]
     means, spreads, anchors, by_start = {}, {}, {}, {}
     for name in slow.metrics:
-        # (J+2, copies, T): of the slow SDE when the run at lr and each other one are where it is, and undelayed at lr.
+        # (J+2, starts, copies, T): of the slow SDE when the run at lr and each other one are where it is, and undelayed
+        # at lr.
         there = np.stack([_at(slow, name, when) for when in (*whens, ts)])
+        there = there.reshape(len(there), starts, -1, ts.size)
         values = [run.metrics[name] for run in runs]
+        good = _good_starts(there, values) if stacked else np.ones(1, bool)
         if stacked:
-            there, values, good = _of_good_starts(there, values)
-        moments = moments_by_start if stacked else interpolated_moments
-        anchors[name], delayed = there[-1].mean(axis=axes), (there[-1] - there[-2]).mean(axis=axes)
-        means[name], spreads[name] = moments(rates, lr, there[:-1], values, delayed)
+            there, values = there[:, good], [each[good] for each in values]
+        anchors[name], delayed = there[-1].mean(axis=(0, 1)), (there[-1] - there[-2]).mean(axis=(0, 1))
+        means[name], spreads[name] = interpolated_moments(rates, lr, there[:-1], values, delayed)
         if stacked:
             by_start[name] = _of_each(means[name].weights, there[:-1].mean(axis=2), values, good)
     return Prediction(
@@ -457,14 +459,10 @@ def _predicted(
     )
 
 
-def _of_good_starts(there: np.ndarray, values: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """The slow paths (J+2, starts, copies, T) and the runs of the starts that have a value wherever others have one,
-    and which these are."""
-    starts, times = values[0].shape
-    there = there.reshape(len(there), starts, -1, times)
+def _good_starts(there: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
+    """(starts,) whose slow paths (J+2, starts, copies, T) and runs have a value wherever those of others have one."""
     lost = ~np.isfinite([*there.mean(axis=2), *values])
-    good = np.asarray(~(lost & ~lost.all(axis=1, keepdims=True)).any(axis=(0, 2)))
-    return there[:, good], [each[good] for each in values], good
+    return np.asarray(~(lost & ~lost.all(axis=1, keepdims=True)).any(axis=(0, 2)))
 
 
 def _of_each(weights: np.ndarray, own: np.ndarray, values: list[np.ndarray], good: np.ndarray) -> np.ndarray:

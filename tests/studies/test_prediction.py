@@ -11,7 +11,7 @@ import pytest
 
 import slowsde as ss
 from slowsde.studies import interpolation, prediction
-from slowsde.studies.interpolation import interpolate, interpolated_moments, moments_by_start
+from slowsde.studies.interpolation import interpolate, interpolated_moments
 from slowsde.studies.prediction import _by_stages, _delay
 from slowsde.studies.rates import Rates, Setting, chosen_rates
 
@@ -104,7 +104,7 @@ def coverage(weigh: Any = None, rates: np.ndarray = RATES[:2], paths: int = 64) 
         # Noise that stays along a run, of variance ∝ η.
         spread = 2 * np.sqrt(rates)[:, None, None] * rng.uniform(0.2, 2)
         runs = gap(rates)[:, None, :] + spread * rng.normal(size=(rates.size, paths, 1)) * np.linspace(0, 1, 21)
-        found, _ = interpolated_moments(rates, LR, np.zeros((rates.size + 1, 1, 21)), list(runs))
+        found, _ = interpolated_moments(rates, LR, np.zeros((rates.size + 1, 1, 1, 21)), list(runs))
         value = found.value if weigh is None else weigh(found, runs.mean(axis=1))
         off = np.abs(value - gap(LR))[1:] / np.hypot(found.standard_error, found.model_error)[1:]
         inside.append(np.mean(off < 2))
@@ -134,7 +134,7 @@ def test_runs_of_one_number_that_correlate_are_known_to() -> None:
         common = rng.normal(size=(64, 1))
         runs = [rate * 50 + np.sqrt(rate) * (common + rng.normal(size=(64, 1))) * np.ones((64, 3)) for rate in rates]
         runs[0][:2, 1] = np.nan
-        found, _ = interpolated_moments(rates, LR, np.zeros((3, 1, 3)), runs)
+        found, _ = interpolated_moments(rates, LR, np.zeros((3, 1, 1, 3)), runs)
         errors.append(np.append((found.value - 50 * LR), found.standard_error))
     off, said = np.split(np.array(errors), 2, axis=1)
     np.testing.assert_allclose(off.std(axis=0), said.mean(axis=0), rtol=0.12)
@@ -150,7 +150,7 @@ def test_the_error_of_slow_paths_counts_once_in_all_anchors() -> None:
     for _ in range(500):
         slow = 3 + rng.normal(size=(1, 40, 1)) * ones
         runs = [3 + rate + 1.1 * rng.normal(size=(100, 1)) * ones for rate in rates]
-        estimate, _ = interpolated_moments(rates, LR, np.repeat(slow, 3, axis=0), runs)
+        estimate, _ = interpolated_moments(rates, LR, np.repeat(slow[:, None], 3, axis=0), runs)
         found.append(estimate.value[0] - 3 - LR)
         said.append(np.hypot(estimate.standard_error, 0)[0])
     assert np.std(found) == pytest.approx(np.mean(said), rel=0.1)
@@ -164,7 +164,7 @@ def test_the_spread_of_starts_is_in_no_error() -> None:
     for _ in range(500):
         slow = starts[:, None] + rng.normal(size=(40, 4, 1)) * ones
         runs = [starts + 300 * rate + 1.1 * rng.normal(size=(40, 1)) * ones for rate in rates]
-        estimate, spread = moments_by_start(rates, LR, np.repeat(slow[None], 3, axis=0), runs)
+        estimate, spread = interpolated_moments(rates, LR, np.repeat(slow[None], 3, axis=0), runs)
         found.append(estimate.value[0] - starts.mean() - 300 * LR)
         said.append(estimate.standard_error[0])
         spreads.append(spread[0])
@@ -190,7 +190,7 @@ def test_the_spread_of_a_run_is_interpolated_and_what_is_undefined_stays_so() ->
     runs = [np.sqrt(rate + 50 * rate**2) * rng.normal(size=(2000, times)) for rate in RATES]
     runs[1][:, 2] = np.nan
     runs[0][:100, 1] = np.nan
-    found, spread = interpolated_moments(RATES, LR, np.zeros((4, 1, times)), runs)
+    found, spread = interpolated_moments(RATES, LR, np.zeros((4, 1, 1, times)), runs)
     known = [0, 1, 3]
     np.testing.assert_allclose(spread[known], np.sqrt(LR + 50 * LR**2), rtol=0.15)
     assert np.isfinite(found.value[known]).all()
