@@ -206,12 +206,17 @@ class Iterated(eqx.Module):
         """A⁻¹ r, and what solves a second time: by the same factor, if this had to be factorized."""
         found, converged = self._iterate(r, accuracy)
         none = Factorized(in_double(lambda r: jnp.zeros((r.size, r.size)))(r))
-        factor = jax.lax.cond(converged, lambda: none, lambda: self._factorized())
+
+        def by_factor() -> tuple[Residuals, Factorized]:
+            factor = self._factorized()
+            return factor(r), factor
+
+        found, factor = jax.lax.cond(converged, lambda: (found, none), by_factor)
 
         def second(r: Residuals, accuracy: float) -> Residuals:
             return jax.lax.cond(converged, lambda: self(r, accuracy), lambda: factor(r))
 
-        return jnp.where(converged, found, factor(r)), second
+        return found, second
 
     def _iterate(self, r: Residuals, accuracy: float) -> tuple[Residuals, Array]:
         added: Any = ridge(self.near, self.jacobian.dtype) if self.shift is None else self.shift
